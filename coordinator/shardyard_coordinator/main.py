@@ -339,6 +339,7 @@ class Coordinator:
             slot_hour_price=settings.slot_hour_price,
             currency=settings.currency,
             is_offline=is_offline(os.environ),
+            webhook_allow=settings.webhook_allow,
         )
         return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)
 

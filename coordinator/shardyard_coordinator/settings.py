@@ -60,8 +60,9 @@ class Settings(BaseSettings):
     drain_s: float = Field(default=20.0, ge=0)
     slot_hour_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     currency: str = Field(default="", max_length=16)
+    webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
 
-    @field_validator("data_roots", "torch_hub_repos", "projects", mode="before")
+    @field_validator("data_roots", "torch_hub_repos", "projects", "webhook_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -90,6 +91,19 @@ class Settings(BaseSettings):
                     f"{repo!r} is not the absolute path of a folder with a hubconf.py, nor owner/name:commit with all "
                     "40 digits of the commit; give one of them"
                 )
+        return value
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError:
+                raise ValueError(
+                    f"{network!r} is not a network to which webhooks may be sent; give one such as 10.1.0.0/16, or one "
+                    "address such as 127.0.0.1"
+                ) from None
         return value
 
     @field_validator("listen")

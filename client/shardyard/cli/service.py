@@ -81,6 +81,14 @@ def serve(
         float | None, typer.Option("--slot-hour-price", min=0, help="What plans say that an hour of a slot costs.")
     ] = None,
     currency: Annotated[str | None, typer.Option("--currency", help="Its currency, such as EUR.")] = None,
+    webhook_allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--webhook-allow",
+            metavar="<network>",
+            help="A private network, such as 10.1.0.0/16, to which webhooks may be sent; may be repeated.",
+        ),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine, without a password.")
     ] = False,
@@ -101,6 +109,7 @@ def serve(
         "gpus": gpus,
         "slot_hour_price": slot_hour_price,
         "currency": currency,
+        "webhook_allow": tuple(webhook_allow) if webhook_allow else None,
         "insecure": insecure or None,
     }
     settings = load_settings({name: value for name, value in given.items() if value is not None})

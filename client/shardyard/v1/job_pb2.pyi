@@ -225,7 +225,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For tools: not filtered on; up to 64 KiB in all."""
+        """For tools: up to 64 KiB in all; filters find them too, but labels faster."""
 
     @_builtins.property
     def spec(self) -> _spec_pb2.JobSpec:
@@ -815,6 +815,7 @@ class JobEvent(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Dense from 1 within the job."""
     id: _builtins.str
@@ -877,6 +878,10 @@ class JobEvent(_message.Message):
     def canary(self) -> Global___CanaryPassed:
         """The gang has passed its canary: everything needed at the end has worked once."""
 
+    @_builtins.property
+    def updated(self) -> Global___JobUpdated:
+        """A user changed the job."""
+
     def __init__(
         self,
         *,
@@ -897,12 +902,13 @@ class JobEvent(_message.Message):
         phase: Global___PhaseStarted | None = ...,
         dataset: Global___DatasetRegistered | None = ...,
         canary: Global___CanaryPassed | None = ...,
+        updated: Global___JobUpdated | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_changed", b"attempt_changed", "canary", b"canary", "checkpoint", b"checkpoint", "condition", b"condition", "dataset", b"dataset", "deleted", b"deleted", "evaluation", b"evaluation", "model", b"model", "payload", b"payload", "pending", b"pending", "phase", b"phase", "progress", b"progress", "state", b"state", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_changed", b"attempt_changed", "canary", b"canary", "checkpoint", b"checkpoint", "condition", b"condition", "dataset", b"dataset", "deleted", b"deleted", "evaluation", b"evaluation", "model", b"model", "payload", b"payload", "pending", b"pending", "phase", b"phase", "progress", b"progress", "state", b"state", "time", b"time", "updated", b"updated", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_changed", b"attempt_changed", "canary", b"canary", "checkpoint", b"checkpoint", "condition", b"condition", "dataset", b"dataset", "deleted", b"deleted", "evaluation", b"evaluation", "id", b"id", "model", b"model", "payload", b"payload", "pending", b"pending", "phase", b"phase", "progress", b"progress", "sequence", b"sequence", "state", b"state", "time", b"time", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "attempt_changed", b"attempt_changed", "canary", b"canary", "checkpoint", b"checkpoint", "condition", b"condition", "dataset", b"dataset", "deleted", b"deleted", "evaluation", b"evaluation", "id", b"id", "model", b"model", "payload", b"payload", "pending", b"pending", "phase", b"phase", "progress", b"progress", "sequence", b"sequence", "state", b"state", "time", b"time", "updated", b"updated", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["state", "attempt_changed", "checkpoint", "evaluation", "progress", "condition", "warning", "model", "pending", "deleted", "phase", "dataset", "canary"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["state", "attempt_changed", "checkpoint", "evaluation", "progress", "condition", "warning", "model", "pending", "deleted", "phase", "dataset", "canary", "updated"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -1181,3 +1187,31 @@ class JobDeleted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobDeleted: _TypeAlias = JobDeleted  # noqa: Y015
+
+@_typing.final
+class JobUpdated(_message.Message):
+    """A user changed the job by UpdateJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELDS_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """Who changed it."""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The fields that changed, such as `priority` or `labels`."""
+
+    def __init__(
+        self,
+        *,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+        principal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "principal", b"principal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobUpdated: _TypeAlias = JobUpdated  # noqa: Y015

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from shardyard.v1 import job_pb2 as shardyard_dot_v1_dot_job__pb2
 from shardyard.v1 import plan_pb2 as shardyard_dot_v1_dot_plan__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eshardyard/v1/job_service.proto\x12\x0cshardyard.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x16shardyard/v1/job.proto\x1a\x17shardyard/v1/plan.proto\"\xe8\x01\n\x10\x43reateJobRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12\x1a\n\x06job_id\x18\x02 \x01(\tH\x00R\x05jobId\x88\x01\x01\x12+\n\x03job\x18\x03 \x01(\x0b\x32\x11.shardyard.v1.JobB\x06\xbaH\x03\xc8\x01\x01R\x03job\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\x05 \x01(\x08R\x0cvalidateOnly\x12$\n\tplan_etag\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x08planEtagB\t\n\x07_job_id\"#\n\rGetJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"\xf4\x01\n\x0fListJobsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06\x66ilter\x12#\n\x08order_by\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\x07orderBy\x12\x33\n\x04view\x18\x06 \x01(\x0e\x32\x15.shardyard.v1.JobViewB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"a\n\x10ListJobsResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.shardyard.v1.JobR\x04jobs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"D\n\x10\x44\x65leteJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\"U\n\x0ePlanJobRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12+\n\x03job\x18\x02 \x01(\x0b\x32\x11.shardyard.v1.JobB\x06\xbaH\x03\xc8\x01\x01R\x03job\"Y\n\x0eWaitJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x33\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\"X\n\x10\x43\x61ncelJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x12\x12\n\x04lost\x18\x03 \x01(\x08R\x04lost\"C\n\x0fPauseJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\"D\n\x10ResumeJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\"\xa0\x02\n\x0fWatchJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12 \n\x07job_uid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18 R\x06jobUid\x12.\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\rafterSequence\x12)\n\x10include_snapshot\x18\x04 \x01(\x08R\x0fincludeSnapshot\x12>\n\x05kinds\x18\x05 \x03(\x0e\x32\x17.shardyard.v1.EventKindB\x0f\xbaH\x0c\x92\x01\t\x10@\"\x05\x82\x01\x02\x10\x01R\x05kinds\x12<\n\x0cmin_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0bminInterval\"\x94\x02\n\x10WatchJobResponse\x12%\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03R\rafterSequence\x12.\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x16.shardyard.v1.JobEventR\x06\x65vents\x12#\n\rlast_sequence\x18\x03 \x01(\x03R\x0clastSequence\x12-\n\x08snapshot\x18\x04 \x01(\x0b\x32\x11.shardyard.v1.JobR\x08snapshot\x12<\n\x0cmin_interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0bminInterval\x12\x17\n\x07job_uid\x18\x06 \x01(\tR\x06jobUid\"|\n\x13ListAttemptsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\tpageToken\"q\n\x14ListAttemptsResponse\x12\x31\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x15.shardyard.v1.AttemptR\x08\x61ttempts\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02*\xe1\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_KIND_STATE\x10\x01\x12\x16\n\x12\x45VENT_KIND_ATTEMPT\x10\x02\x12\x19\n\x15\x45VENT_KIND_CHECKPOINT\x10\x03\x12\x19\n\x15\x45VENT_KIND_EVALUATION\x10\x04\x12\x17\n\x13\x45VENT_KIND_PROGRESS\x10\x05\x12\x18\n\x14\x45VENT_KIND_CONDITION\x10\x06\x12\x16\n\x12\x45VENT_KIND_WARNING\x10\x07\x12\x14\n\x10\x45VENT_KIND_MODEL\x10\x08\x12\x16\n\x12\x45VENT_KIND_PENDING\x10\t\x12\x16\n\x12\x45VENT_KIND_DELETED\x10\n\x12\x14\n\x10\x45VENT_KIND_PHASE\x10\x0b\x12\x16\n\x12\x45VENT_KIND_DATASET\x10\x0c\x12\x15\n\x11\x45VENT_KIND_CANARY\x10\r2\xf4\x05\n\nJobService\x12>\n\tCreateJob\x12\x1e.shardyard.v1.CreateJobRequest\x1a\x11.shardyard.v1.Job\x12\x38\n\x06GetJob\x12\x1b.shardyard.v1.GetJobRequest\x1a\x11.shardyard.v1.Job\x12I\n\x08ListJobs\x12\x1d.shardyard.v1.ListJobsRequest\x1a\x1e.shardyard.v1.ListJobsResponse\x12\x43\n\tDeleteJob\x12\x1e.shardyard.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\x12>\n\x07PlanJob\x12\x1c.shardyard.v1.PlanJobRequest\x1a\x15.shardyard.v1.JobPlan\x12:\n\x07WaitJob\x12\x1c.shardyard.v1.WaitJobRequest\x1a\x11.shardyard.v1.Job\x12>\n\tCancelJob\x12\x1e.shardyard.v1.CancelJobRequest\x1a\x11.shardyard.v1.Job\x12<\n\x08PauseJob\x12\x1d.shardyard.v1.PauseJobRequest\x1a\x11.shardyard.v1.Job\x12>\n\tResumeJob\x12\x1e.shardyard.v1.ResumeJobRequest\x1a\x11.shardyard.v1.Job\x12K\n\x08WatchJob\x12\x1d.shardyard.v1.WatchJobRequest\x1a\x1e.shardyard.v1.WatchJobResponse0\x01\x12U\n\x0cListAttempts\x12!.shardyard.v1.ListAttemptsRequest\x1a\".shardyard.v1.ListAttemptsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eshardyard/v1/job_service.proto\x12\x0cshardyard.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x16shardyard/v1/job.proto\x1a\x17shardyard/v1/plan.proto\"\xe8\x01\n\x10\x43reateJobRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12\x1a\n\x06job_id\x18\x02 \x01(\tH\x00R\x05jobId\x88\x01\x01\x12+\n\x03job\x18\x03 \x01(\x0b\x32\x11.shardyard.v1.JobB\x06\xbaH\x03\xc8\x01\x01R\x03job\x12\x1d\n\nrequest_id\x18\x04 \x01(\tR\trequestId\x12#\n\rvalidate_only\x18\x05 \x01(\x08R\x0cvalidateOnly\x12$\n\tplan_etag\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x08planEtagB\t\n\x07_job_id\"#\n\rGetJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\"\xf4\x01\n\x0fListJobsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\tpageToken\x12 \n\x06\x66ilter\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06\x66ilter\x12#\n\x08order_by\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\x07orderBy\x12\x33\n\x04view\x18\x06 \x01(\x0e\x32\x15.shardyard.v1.JobViewB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x04view\"a\n\x10ListJobsResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.shardyard.v1.JobR\x04jobs\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa1\x01\n\x10UpdateJobRequest\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x11.shardyard.v1.JobB\x06\xbaH\x03\xc8\x01\x01R\x03job\x12;\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskR\nupdateMask\x12#\n\rvalidate_only\x18\x03 \x01(\x08R\x0cvalidateOnly\"D\n\x10\x44\x65leteJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\"U\n\x0ePlanJobRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12+\n\x03job\x18\x02 \x01(\x0b\x32\x11.shardyard.v1.JobB\x06\xbaH\x03\xc8\x01\x01R\x03job\"Y\n\x0eWaitJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x33\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\"X\n\x10\x43\x61ncelJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\x12\x12\n\x04lost\x18\x03 \x01(\x08R\x04lost\"C\n\x0fPauseJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\"D\n\x10ResumeJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x04\x65tag\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01R\x04\x65tag\"x\n\x16\x42\x61tchCreateJobsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12\x46\n\x08requests\x18\x02 \x03(\x0b\x32\x1e.shardyard.v1.CreateJobRequestB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x64R\x08requests\"@\n\x17\x42\x61tchCreateJobsResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.shardyard.v1.JobR\x04jobs\"S\n\x16\x42\x61tchCancelJobsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12!\n\x05names\x18\x02 \x03(\tB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07R\x05names\"@\n\x17\x42\x61tchCancelJobsResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.shardyard.v1.JobR\x04jobs\"\xa0\x02\n\x0fWatchJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12 \n\x07job_uid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18 R\x06jobUid\x12.\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\rafterSequence\x12)\n\x10include_snapshot\x18\x04 \x01(\x08R\x0fincludeSnapshot\x12>\n\x05kinds\x18\x05 \x03(\x0e\x32\x17.shardyard.v1.EventKindB\x0f\xbaH\x0c\x92\x01\t\x10@\"\x05\x82\x01\x02\x10\x01R\x05kinds\x12<\n\x0cmin_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0bminInterval\"\x94\x02\n\x10WatchJobResponse\x12%\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x03R\rafterSequence\x12.\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x16.shardyard.v1.JobEventR\x06\x65vents\x12#\n\rlast_sequence\x18\x03 \x01(\x03R\x0clastSequence\x12-\n\x08snapshot\x18\x04 \x01(\x0b\x32\x11.shardyard.v1.JobR\x08snapshot\x12<\n\x0cmin_interval\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0bminInterval\x12\x17\n\x07job_uid\x18\x06 \x01(\tR\x06jobUid\"|\n\x13ListAttemptsRequest\x12\x16\n\x06parent\x18\x01 \x01(\tR\x06parent\x12$\n\tpage_size\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\tpageToken\"q\n\x14ListAttemptsResponse\x12\x31\n\x08\x61ttempts\x18\x01 \x03(\x0b\x32\x15.shardyard.v1.AttemptR\x08\x61ttempts\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*J\n\x07JobView\x12\x18\n\x14JOB_VIEW_UNSPECIFIED\x10\x00\x12\x12\n\x0eJOB_VIEW_BASIC\x10\x01\x12\x11\n\rJOB_VIEW_FULL\x10\x02*\xf9\x02\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_KIND_STATE\x10\x01\x12\x16\n\x12\x45VENT_KIND_ATTEMPT\x10\x02\x12\x19\n\x15\x45VENT_KIND_CHECKPOINT\x10\x03\x12\x19\n\x15\x45VENT_KIND_EVALUATION\x10\x04\x12\x17\n\x13\x45VENT_KIND_PROGRESS\x10\x05\x12\x18\n\x14\x45VENT_KIND_CONDITION\x10\x06\x12\x16\n\x12\x45VENT_KIND_WARNING\x10\x07\x12\x14\n\x10\x45VENT_KIND_MODEL\x10\x08\x12\x16\n\x12\x45VENT_KIND_PENDING\x10\t\x12\x16\n\x12\x45VENT_KIND_DELETED\x10\n\x12\x14\n\x10\x45VENT_KIND_PHASE\x10\x0b\x12\x16\n\x12\x45VENT_KIND_DATASET\x10\x0c\x12\x15\n\x11\x45VENT_KIND_CANARY\x10\r\x12\x16\n\x12\x45VENT_KIND_UPDATED\x10\x0e\x32\xf4\x07\n\nJobService\x12>\n\tCreateJob\x12\x1e.shardyard.v1.CreateJobRequest\x1a\x11.shardyard.v1.Job\x12\x38\n\x06GetJob\x12\x1b.shardyard.v1.GetJobRequest\x1a\x11.shardyard.v1.Job\x12I\n\x08ListJobs\x12\x1d.shardyard.v1.ListJobsRequest\x1a\x1e.shardyard.v1.ListJobsResponse\x12>\n\tUpdateJob\x12\x1e.shardyard.v1.UpdateJobRequest\x1a\x11.shardyard.v1.Job\x12\x43\n\tDeleteJob\x12\x1e.shardyard.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\x12>\n\x07PlanJob\x12\x1c.shardyard.v1.PlanJobRequest\x1a\x15.shardyard.v1.JobPlan\x12:\n\x07WaitJob\x12\x1c.shardyard.v1.WaitJobRequest\x1a\x11.shardyard.v1.Job\x12>\n\tCancelJob\x12\x1e.shardyard.v1.CancelJobRequest\x1a\x11.shardyard.v1.Job\x12<\n\x08PauseJob\x12\x1d.shardyard.v1.PauseJobRequest\x1a\x11.shardyard.v1.Job\x12>\n\tResumeJob\x12\x1e.shardyard.v1.ResumeJobRequest\x1a\x11.shardyard.v1.Job\x12K\n\x08WatchJob\x12\x1d.shardyard.v1.WatchJobRequest\x1a\x1e.shardyard.v1.WatchJobResponse0\x01\x12^\n\x0f\x42\x61tchCreateJobs\x12$.shardyard.v1.BatchCreateJobsRequest\x1a%.shardyard.v1.BatchCreateJobsResponse\x12^\n\x0f\x42\x61tchCancelJobs\x12$.shardyard.v1.BatchCancelJobsRequest\x1a%.shardyard.v1.BatchCancelJobsResponse\x12U\n\x0cListAttempts\x12!.shardyard.v1.ListAttemptsRequest\x1a\".shardyard.v1.ListAttemptsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,6 +50,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTJOBSREQUEST'].fields_by_name['order_by']._serialized_options = b'\272H\005r\003\030\200\002'
   _globals['_LISTJOBSREQUEST'].fields_by_name['view']._loaded_options = None
   _globals['_LISTJOBSREQUEST'].fields_by_name['view']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['job']._loaded_options = None
+  _globals['_UPDATEJOBREQUEST'].fields_by_name['job']._serialized_options = b'\272H\003\310\001\001'
   _globals['_DELETEJOBREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_DELETEJOBREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_PLANJOBREQUEST'].fields_by_name['job']._loaded_options = None
@@ -59,6 +62,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAUSEJOBREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\200\001'
   _globals['_RESUMEJOBREQUEST'].fields_by_name['etag']._loaded_options = None
   _globals['_RESUMEJOBREQUEST'].fields_by_name['etag']._serialized_options = b'\272H\005r\003\030\200\001'
+  _globals['_BATCHCREATEJOBSREQUEST'].fields_by_name['requests']._loaded_options = None
+  _globals['_BATCHCREATEJOBSREQUEST'].fields_by_name['requests']._serialized_options = b'\272H\007\222\001\004\010\001\020d'
+  _globals['_BATCHCANCELJOBSREQUEST'].fields_by_name['names']._loaded_options = None
+  _globals['_BATCHCANCELJOBSREQUEST'].fields_by_name['names']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
   _globals['_WATCHJOBREQUEST'].fields_by_name['job_uid']._loaded_options = None
   _globals['_WATCHJOBREQUEST'].fields_by_name['job_uid']._serialized_options = b'\272H\004r\002\030 '
   _globals['_WATCHJOBREQUEST'].fields_by_name['after_sequence']._loaded_options = None
@@ -69,38 +76,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTATTEMPTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_LISTATTEMPTSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTATTEMPTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200 '
-  _globals['_JOBVIEW']._serialized_start=2064
-  _globals['_JOBVIEW']._serialized_end=2138
-  _globals['_EVENTKIND']._serialized_start=2141
-  _globals['_EVENTKIND']._serialized_end=2494
-  _globals['_CREATEJOBREQUEST']._serialized_start=159
-  _globals['_CREATEJOBREQUEST']._serialized_end=391
-  _globals['_GETJOBREQUEST']._serialized_start=393
-  _globals['_GETJOBREQUEST']._serialized_end=428
-  _globals['_LISTJOBSREQUEST']._serialized_start=431
-  _globals['_LISTJOBSREQUEST']._serialized_end=675
-  _globals['_LISTJOBSRESPONSE']._serialized_start=677
-  _globals['_LISTJOBSRESPONSE']._serialized_end=774
-  _globals['_DELETEJOBREQUEST']._serialized_start=776
-  _globals['_DELETEJOBREQUEST']._serialized_end=844
-  _globals['_PLANJOBREQUEST']._serialized_start=846
-  _globals['_PLANJOBREQUEST']._serialized_end=931
-  _globals['_WAITJOBREQUEST']._serialized_start=933
-  _globals['_WAITJOBREQUEST']._serialized_end=1022
-  _globals['_CANCELJOBREQUEST']._serialized_start=1024
-  _globals['_CANCELJOBREQUEST']._serialized_end=1112
-  _globals['_PAUSEJOBREQUEST']._serialized_start=1114
-  _globals['_PAUSEJOBREQUEST']._serialized_end=1181
-  _globals['_RESUMEJOBREQUEST']._serialized_start=1183
-  _globals['_RESUMEJOBREQUEST']._serialized_end=1251
-  _globals['_WATCHJOBREQUEST']._serialized_start=1254
-  _globals['_WATCHJOBREQUEST']._serialized_end=1542
-  _globals['_WATCHJOBRESPONSE']._serialized_start=1545
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1821
-  _globals['_LISTATTEMPTSREQUEST']._serialized_start=1823
-  _globals['_LISTATTEMPTSREQUEST']._serialized_end=1947
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=1949
-  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=2062
-  _globals['_JOBSERVICE']._serialized_start=2497
-  _globals['_JOBSERVICE']._serialized_end=3253
+  _globals['_JOBVIEW']._serialized_start=2601
+  _globals['_JOBVIEW']._serialized_end=2675
+  _globals['_EVENTKIND']._serialized_start=2678
+  _globals['_EVENTKIND']._serialized_end=3055
+  _globals['_CREATEJOBREQUEST']._serialized_start=193
+  _globals['_CREATEJOBREQUEST']._serialized_end=425
+  _globals['_GETJOBREQUEST']._serialized_start=427
+  _globals['_GETJOBREQUEST']._serialized_end=462
+  _globals['_LISTJOBSREQUEST']._serialized_start=465
+  _globals['_LISTJOBSREQUEST']._serialized_end=709
+  _globals['_LISTJOBSRESPONSE']._serialized_start=711
+  _globals['_LISTJOBSRESPONSE']._serialized_end=808
+  _globals['_UPDATEJOBREQUEST']._serialized_start=811
+  _globals['_UPDATEJOBREQUEST']._serialized_end=972
+  _globals['_DELETEJOBREQUEST']._serialized_start=974
+  _globals['_DELETEJOBREQUEST']._serialized_end=1042
+  _globals['_PLANJOBREQUEST']._serialized_start=1044
+  _globals['_PLANJOBREQUEST']._serialized_end=1129
+  _globals['_WAITJOBREQUEST']._serialized_start=1131
+  _globals['_WAITJOBREQUEST']._serialized_end=1220
+  _globals['_CANCELJOBREQUEST']._serialized_start=1222
+  _globals['_CANCELJOBREQUEST']._serialized_end=1310
+  _globals['_PAUSEJOBREQUEST']._serialized_start=1312
+  _globals['_PAUSEJOBREQUEST']._serialized_end=1379
+  _globals['_RESUMEJOBREQUEST']._serialized_start=1381
+  _globals['_RESUMEJOBREQUEST']._serialized_end=1449
+  _globals['_BATCHCREATEJOBSREQUEST']._serialized_start=1451
+  _globals['_BATCHCREATEJOBSREQUEST']._serialized_end=1571
+  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_start=1573
+  _globals['_BATCHCREATEJOBSRESPONSE']._serialized_end=1637
+  _globals['_BATCHCANCELJOBSREQUEST']._serialized_start=1639
+  _globals['_BATCHCANCELJOBSREQUEST']._serialized_end=1722
+  _globals['_BATCHCANCELJOBSRESPONSE']._serialized_start=1724
+  _globals['_BATCHCANCELJOBSRESPONSE']._serialized_end=1788
+  _globals['_WATCHJOBREQUEST']._serialized_start=1791
+  _globals['_WATCHJOBREQUEST']._serialized_end=2079
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2082
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2358
+  _globals['_LISTATTEMPTSREQUEST']._serialized_start=2360
+  _globals['_LISTATTEMPTSREQUEST']._serialized_end=2484
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_start=2486
+  _globals['_LISTATTEMPTSRESPONSE']._serialized_end=2599
+  _globals['_JOBSERVICE']._serialized_start=3058
+  _globals['_JOBSERVICE']._serialized_end=4070
 # @@protoc_insertion_point(module_scope)

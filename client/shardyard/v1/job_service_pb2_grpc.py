@@ -53,6 +53,11 @@ class JobServiceStub(object):
                 request_serializer=shardyard_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=shardyard_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/shardyard.v1.JobService/UpdateJob',
+                request_serializer=shardyard_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.DeleteJob = channel.unary_unary(
                 '/shardyard.v1.JobService/DeleteJob',
                 request_serializer=shardyard_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
@@ -88,6 +93,16 @@ class JobServiceStub(object):
                 request_serializer=shardyard_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=shardyard_dot_v1_dot_job__service__pb2.WatchJobResponse.FromString,
                 _registered_method=True)
+        self.BatchCreateJobs = channel.unary_unary(
+                '/shardyard.v1.JobService/BatchCreateJobs',
+                request_serializer=shardyard_dot_v1_dot_job__service__pb2.BatchCreateJobsRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_job__service__pb2.BatchCreateJobsResponse.FromString,
+                _registered_method=True)
+        self.BatchCancelJobs = channel.unary_unary(
+                '/shardyard.v1.JobService/BatchCancelJobs',
+                request_serializer=shardyard_dot_v1_dot_job__service__pb2.BatchCancelJobsRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_job__service__pb2.BatchCancelJobsResponse.FromString,
+                _registered_method=True)
         self.ListAttempts = channel.unary_unary(
                 '/shardyard.v1.JobService/ListAttempts',
                 request_serializer=shardyard_dot_v1_dot_job__service__pb2.ListAttemptsRequest.SerializeToString,
@@ -115,6 +130,13 @@ class JobServiceServicer(object):
 
     def ListJobs(self, request, context):
         """The jobs of a project.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateJob(self, request, context):
+        """Changes what may change of a job: its labels, priority, limits and retention among others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,6 +191,20 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchCreateJobs(self, request, context):
+        """Accepts up to 100 jobs durably and exactly once: all of them or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCancelJobs(self, request, context):
+        """Asks up to 1,000 jobs to end: all of them or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAttempts(self, request, context):
         """The attempts of a job.
         """
@@ -193,6 +229,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListJobs,
                     request_deserializer=shardyard_dot_v1_dot_job__service__pb2.ListJobsRequest.FromString,
                     response_serializer=shardyard_dot_v1_dot_job__service__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=shardyard_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'DeleteJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteJob,
@@ -228,6 +269,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=shardyard_dot_v1_dot_job__service__pb2.WatchJobRequest.FromString,
                     response_serializer=shardyard_dot_v1_dot_job__service__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'BatchCreateJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreateJobs,
+                    request_deserializer=shardyard_dot_v1_dot_job__service__pb2.BatchCreateJobsRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_job__service__pb2.BatchCreateJobsResponse.SerializeToString,
+            ),
+            'BatchCancelJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCancelJobs,
+                    request_deserializer=shardyard_dot_v1_dot_job__service__pb2.BatchCancelJobsRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_job__service__pb2.BatchCancelJobsResponse.SerializeToString,
             ),
             'ListAttempts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAttempts,
@@ -317,6 +368,33 @@ class JobService(object):
             '/shardyard.v1.JobService/ListJobs',
             shardyard_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
             shardyard_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.JobService/UpdateJob',
+            shardyard_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+            shardyard_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,
@@ -506,6 +584,60 @@ class JobService(object):
             '/shardyard.v1.JobService/WatchJob',
             shardyard_dot_v1_dot_job__service__pb2.WatchJobRequest.SerializeToString,
             shardyard_dot_v1_dot_job__service__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCreateJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.JobService/BatchCreateJobs',
+            shardyard_dot_v1_dot_job__service__pb2.BatchCreateJobsRequest.SerializeToString,
+            shardyard_dot_v1_dot_job__service__pb2.BatchCreateJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCancelJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.JobService/BatchCancelJobs',
+            shardyard_dot_v1_dot_job__service__pb2.BatchCancelJobsRequest.SerializeToString,
+            shardyard_dot_v1_dot_job__service__pb2.BatchCancelJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

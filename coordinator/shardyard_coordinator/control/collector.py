@@ -19,7 +19,7 @@ from shardyard_coordinator.store.store import Store
 
 _log = logging.getLogger(__name__)
 # Events of changes by other actors: a follower then reads its job and attempt again.
-_HEEDED = frozenset({EventKind.STATE, EventKind.ATTEMPT, EventKind.DELETED})
+_HEEDED = frozenset({EventKind.STATE, EventKind.ATTEMPT, EventKind.DELETED, EventKind.UPDATED})
 
 
 class Collector:

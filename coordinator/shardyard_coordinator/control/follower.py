@@ -280,6 +280,7 @@ class Follower:
             found = await self._store.read(self._load)
             if self._changes == changes:
                 self._known = found
+                self._orders.watch(*found)  # Its limits may have been updated.
         return self._known
 
     async def _give(self, order: Order, attempt: AttemptRecord) -> None:

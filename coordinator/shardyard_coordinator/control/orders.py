@@ -38,7 +38,8 @@ class Orders:
         self._clock = clock
         self._settings = settings
         self._given: Action = _NOTHING
-        self._limit_s: float | None = None
+        self._spec = b""
+        self._limit_s = 0.0
         self._stop_by_s: float | None = None
         self._end_by_s: float | None = None
         self._start_by_s = clock.monotonic_s() + settings.start_timeout_s
@@ -64,7 +65,8 @@ class Orders:
             self._end_by_s = now_s + self._settings.failure_grace_s
         if self._given != _NOTHING:
             return
-        if self._limit_s is None:
+        if job.resolved_spec != self._spec:
+            self._spec, self._run_by_s = job.resolved_spec, None
             self._limit_s = spec_pb2.JobSpec.FromString(job.resolved_spec).max_run_time.ToNanoseconds() / 1e9
         limit_s = self._limit_s
         if limit_s and job.start_us and self._run_by_s is None:

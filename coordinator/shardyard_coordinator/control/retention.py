@@ -34,7 +34,7 @@ from shardyard_coordinator.domain.records import (
 from shardyard_coordinator.launch.claim import check_claim
 from shardyard_coordinator.launch.protocols import StorageFailed
 from shardyard_coordinator.seams import SYSTEM, Clock, Trace
-from shardyard_coordinator.store import attempts, checkpoints, events, jobs, resources
+from shardyard_coordinator.store import attempts, checkpoints, events, jobs, resources, webhooks
 from shardyard_coordinator.store.store import Store
 
 KEEP_LAST = 2
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class Retention:
-    """Thins checkpoints after each new one, removes the files of deleted jobs, and sweeps every ten minutes."""
+    """Thins checkpoints after each new one and each update, removes the files of deleted jobs, and sweeps every ten minutes."""
 
     def __init__(self, store: Store, clock: Clock, trace: Trace, settings: ControlSettings) -> None:
         self._store = store
@@ -72,7 +72,7 @@ class Retention:
 
     def hear(self, records: Sequence[EventRecord]) -> None:
         """Notes the jobs that a commit has given something to remove."""
-        due = {record.job_uid for record in records if record.kind is EventKind.CHECKPOINT}
+        due = {record.job_uid for record in records if record.kind in (EventKind.CHECKPOINT, EventKind.UPDATED)}
         gone = {record.job_uid for record in records if record.kind is EventKind.DELETED}
         if due or gone:
             self._due |= due
@@ -186,6 +186,7 @@ class Retention:
     async def _sweep(self) -> None:
         for record in await self._store.read(checkpoints.deleting_checkpoints):
             await _each(self._remove(record))
+        await self._store.write(partial(webhooks.release_old, now_us=self._clock.now_us()), SYSTEM)
         old_us = self._clock.now_us() - round(self._settings.request_retention_s * 1e6)
         for job_uid, deleted_us in await self._store.read(partial(jobs.deleted_jobs, purged_before_us=old_us)):
             await _each(self._purge(job_uid, deleted_us))

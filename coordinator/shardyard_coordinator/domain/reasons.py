@@ -52,6 +52,7 @@ class Reason(StrEnum):
     FILTER_INVALID = "FILTER_INVALID"
     CHUNK_TOO_LARGE = "CHUNK_TOO_LARGE"
     UPLOAD_MISMATCH = "UPLOAD_MISMATCH"
+    FIELD_IMMUTABLE = "FIELD_IMMUTABLE"
     JOB_NOT_FOUND = "JOB_NOT_FOUND"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND"
     REVISION_NOT_FOUND = "REVISION_NOT_FOUND"
@@ -60,10 +61,12 @@ class Reason(StrEnum):
     CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
     QUEUE_NOT_FOUND = "QUEUE_NOT_FOUND"
     METRIC_NOT_FOUND = "METRIC_NOT_FOUND"
+    WEBHOOK_NOT_FOUND = "WEBHOOK_NOT_FOUND"
     SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"
     JOB_EXISTS = "JOB_EXISTS"
     MODEL_EXISTS = "MODEL_EXISTS"
     DATASET_EXISTS = "DATASET_EXISTS"
+    WEBHOOK_EXISTS = "WEBHOOK_EXISTS"
     ACCESS_DENIED = "ACCESS_DENIED"
     INVALID_STATE = "INVALID_STATE"
     MODEL_NOT_READY = "MODEL_NOT_READY"
@@ -146,6 +149,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.UPLOAD_MISMATCH: Meaning(
             _IA, "An upload breaks its announcement: order, size, file or end; nothing of the broken part is kept."
         ),
+        Reason.FIELD_IMMUTABLE: Meaning(_IA, "The field cannot be changed by an update."),
         Reason.JOB_NOT_FOUND: Meaning(_NF, "There is no such job."),
         Reason.MODEL_NOT_FOUND: Meaning(_NF, "There is no such model."),
         Reason.REVISION_NOT_FOUND: Meaning(_NF, "The Hub model has no such revision."),
@@ -154,10 +158,12 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.CHECKPOINT_NOT_FOUND: Meaning(_NF, "There is no such checkpoint."),
         Reason.QUEUE_NOT_FOUND: Meaning(_NF, "There is no such queue."),
         Reason.METRIC_NOT_FOUND: Meaning(_NF, "The job has no such metric."),
+        Reason.WEBHOOK_NOT_FOUND: Meaning(_NF, "There is no such webhook."),
         Reason.SERVICE_NOT_FOUND: Meaning(_NF, "There is no such service to ask the health of."),
         Reason.JOB_EXISTS: Meaning(Code.ALREADY_EXISTS, "The job id is taken."),
         Reason.MODEL_EXISTS: Meaning(Code.ALREADY_EXISTS, "The model id is taken."),
         Reason.DATASET_EXISTS: Meaning(Code.ALREADY_EXISTS, "The data set id is taken."),
+        Reason.WEBHOOK_EXISTS: Meaning(Code.ALREADY_EXISTS, "The webhook id is taken."),
         Reason.ACCESS_DENIED: Meaning(Code.PERMISSION_DENIED, "Not allowed, whether it exists or not."),
         Reason.INVALID_STATE: Meaning(_FP, "The job's state does not allow it."),
         Reason.MODEL_NOT_READY: Meaning(_FP, "The model is still being uploaded."),
@@ -166,7 +172,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.DATA_CHANGED: Meaning(_FP, "A file of the data set is not the one that was uploaded or made."),
         Reason.MODEL_IN_USE: Meaning(_FP, "A live job reads the model."),
         Reason.DATASET_IN_USE: Meaning(_FP, "A live job reads the data set."),
-        Reason.ETAG_MISMATCH: Meaning(Code.ABORTED, "The job has changed since the etag was read."),
+        Reason.ETAG_MISMATCH: Meaning(Code.ABORTED, "It has changed since the etag was read."),
         Reason.PLAN_STALE: Meaning(Code.ABORTED, "The job would run otherwise than the plan says; plan it again."),
         Reason.JOB_REPLACED: Meaning(Code.ABORTED, "The job of that name is another one now."),
         Reason.UPLOAD_IN_PROGRESS: Meaning(Code.ABORTED, "Another upload of the same resource is in progress."),

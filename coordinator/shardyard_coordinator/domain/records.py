@@ -31,13 +31,14 @@ class EventKind(IntEnum):
     PHASE = 11
     DATASET = 12
     CANARY = 13
+    UPDATED = 14
 
 
 @dataclass(frozen=True)
 class NewJob:
     """A job to accept. `description` is a Job with only labels, annotations and external_uri.
 
-    `warnings` are the events of its plan's warnings, which follow the first event. `adds` is the part of a stored
+    `attributes` are what filters find in it, by the filters' names. `warnings` are the events of its plan's warnings, which follow the first event. `adds` is the part of a stored
     model that it writes, such as `projects/p/models/m/exports/onnx`: one job at a time may; empty: none.
     """
 
@@ -61,6 +62,7 @@ class NewJob:
     uses: tuple[str, ...] = ()
     warnings: tuple[EventDraft, ...] = ()
     adds: str = ""
+    attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,26 @@ class EventRecord:
     payload: bytes
 
 
+class LoggedEvent(NamedTuple):
+    """An event and the job that it belongs to."""
+
+    record: EventRecord
+    project: str
+    job_id: str
+
+    @property
+    def job_name(self) -> str:
+        """`projects/{project}/jobs/{job}`."""
+        return f"projects/{self.project}/jobs/{self.job_id}"
+
+
+class Place(NamedTuple):
+    """A place in a project's log: everything up to `position` is known, and every removal up to number `removal`."""
+
+    position: int
+    removal: int
+
+
 class Moved(NamedTuple):
     """A job after a change of its state, and the event of that change."""
 
@@ -357,6 +379,67 @@ class ResourceRecord:
     def name(self) -> str:
         """`projects/{project}/models/{model}`, or datasets."""
         return f"projects/{self.project}/{self.kind.value}/{self.resource_id}"
+
+
+@dataclass(frozen=True)
+class WebhookRecord:
+    """A webhook. `disabled_us` is 0 while events are sent; `failed_us` is how long it has been failing, in service."""
+
+    id: int
+    uid: str
+    project: str
+    webhook_id: str
+    version: int
+    url: str
+    kinds: frozenset[EventKind]
+    secret: bytes
+    old_secret: bytes
+    old_until_us: int
+    position: int
+    removal: int
+    disabled_us: int
+    message: str
+    failures: int
+    failed_us: int
+    failing_since_us: int
+    next_attempt_us: int
+    last_delivery_us: int
+    deliveries: int
+    creator: str
+    request_id: str
+    fingerprint: bytes
+    create_us: int
+    update_us: int
+
+    @property
+    def name(self) -> str:
+        """`projects/{project}/webhooks/{webhook}`."""
+        return f"projects/{self.project}/webhooks/{self.webhook_id}"
+
+    @property
+    def etag(self) -> str:
+        """Changes with every update; deliveries do not change it."""
+        return f"{self.uid[-8:]}-{self.version}"
+
+    @property
+    def place(self) -> Place:
+        """Where it continues."""
+        return Place(self.position, self.removal)
+
+
+@dataclass(frozen=True)
+class DeliveryRecord:
+    """One attempt to deliver an event; `status` is 0 without an answer."""
+
+    number: int
+    event_id: str
+    type: str
+    attempt: int
+    delivered: bool
+    status: int
+    message: str
+    time_us: int
+    duration_us: int
 
 
 JOB_FIELDS = tuple(field.name for field in dataclasses.fields(JobRecord))

@@ -261,7 +261,7 @@ class SchedulingLoop:
                 return
 
     def _hear(self, records: Sequence[EventRecord]) -> None:
-        if any(record.kind is EventKind.STATE for record in records):
+        if any(record.kind in (EventKind.STATE, EventKind.UPDATED) for record in records):
             self._hint.set()
         if any(record.kind is EventKind.ATTEMPT and encode.attempt_has_ended(record) for record in records):
             self._freed.set()

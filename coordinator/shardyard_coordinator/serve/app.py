@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import ServiceDescriptor
@@ -12,19 +12,24 @@ from grpc_health.v1 import health_pb2
 from shardyard.v1 import (
     checkpoint_service_pb2,
     dataset_service_pb2,
+    event_service_pb2,
     job_service_pb2,
     log_service_pb2,
     metric_service_pb2,
     model_service_pb2,
     server_service_pb2,
+    webhook_service_pb2,
 )
 from shardyard_coordinator.launch.protocols import ClusterView
 from shardyard_coordinator.serve import reflection
+from shardyard_coordinator.serve.addresses import Addresses, Resolve, resolve_host
 from shardyard_coordinator.serve.call import Method, Service, method_of
 from shardyard_coordinator.serve.checkpoints import CheckpointService
 from shardyard_coordinator.serve.choosing import Choosing
 from shardyard_coordinator.serve.datasets import DatasetService
+from shardyard_coordinator.serve.delivering import Deliverer, Patience
 from shardyard_coordinator.serve.door import Door, Late
+from shardyard_coordinator.serve.events import EventService
 from shardyard_coordinator.serve.exports import Exports
 from shardyard_coordinator.serve.fanout import Fanout
 from shardyard_coordinator.serve.guard import GuardedServer
@@ -36,14 +41,19 @@ from shardyard_coordinator.serve.metrics import MetricService
 from shardyard_coordinator.serve.models import ModelService
 from shardyard_coordinator.serve.parts import Cluster, Parts
 from shardyard_coordinator.serve.plans import Plans
+from shardyard_coordinator.serve.project_log import Cursors, ProjectLog
+from shardyard_coordinator.serve.receiver import Timeouts
 from shardyard_coordinator.serve.server_info import ServerService
 from shardyard_coordinator.serve.submit import Submitter
 from shardyard_coordinator.serve.uploads import Uploads
 from shardyard_coordinator.serve.validation.requests import validate
 from shardyard_coordinator.serve.watch import Intervals, Watcher
+from shardyard_coordinator.serve.webhooks import WebhookService
 
 FILES = (
     job_service_pb2.DESCRIPTOR,
+    event_service_pb2.DESCRIPTOR,
+    webhook_service_pb2.DESCRIPTOR,
     log_service_pb2.DESCRIPTOR,
     metric_service_pb2.DESCRIPTOR,
     checkpoint_service_pb2.DESCRIPTOR,
@@ -64,6 +74,15 @@ class Info:
     event_retention_days: int = 0
 
 
+@dataclass(frozen=True)
+class Sending:
+    """How webhooks are delivered; tests shorten the times and give names addresses."""
+
+    resolve: Resolve = resolve_host
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    patience: Patience = field(default_factory=Patience)
+
+
 def make_door(limits: Limits) -> Door:
     """The port of an App that is made later. Must be made inside the loop that serves it."""
     names = [service.full_name for service in descriptors()]
@@ -79,19 +98,33 @@ class App:
     """The gRPC face of the coordinator, made inside the loop that serves it; uses an open `door`, or makes one."""
 
     def __init__(
-        self, parts: Parts, info: Info, intervals: Intervals | None = None, *, door: Door | None = None
+        self,
+        parts: Parts,
+        info: Info,
+        intervals: Intervals | None = None,
+        *,
+        door: Door | None = None,
+        sending: Sending | None = None,
     ) -> None:
-        intervals = intervals or Intervals()
+        intervals, sending = intervals or Intervals(), sending or Sending()
         cluster = Cluster(parts.launcher)
         uploads = Uploads(parts)
         self._fanout = Fanout(parts.store)
         watcher = Watcher(parts, self._fanout, intervals)
         submitter = Submitter(parts, Plans(parts, cluster))
+        cursors = Cursors(parts.tokens)
+        log = ProjectLog(parts.store, self._fanout, cursors)
+        addresses = Addresses(parts.webhook_allow, resolve=sending.resolve)
+        self._deliverer = Deliverer(
+            parts, log, self._fanout, addresses=addresses, timeouts=sending.timeouts, patience=sending.patience
+        )
         self._door = door or make_door(parts.limits)
         self._has_own_door = door is None
         self.health = self._door.health
         self._services: list[Service] = [
             JobService(parts, submitter, watcher, self._fanout),
+            EventService(parts, log, self._fanout, intervals),
+            WebhookService(parts, cursors, self._deliverer, addresses),
             LogService(parts, self._fanout, intervals),
             MetricService(parts, self._fanout, intervals),
             CheckpointService(parts),
@@ -113,12 +146,14 @@ class App:
     async def start(self) -> None:
         """Begins to serve; health says NOT_SERVING until `health.set_serving`."""
         self._door.late.open(self._services)
+        await self._deliverer.start()
         if self._has_own_door:
             await self._door.server.start()
 
     async def stop(self, grace_s: float) -> None:
         """NOT_SERVING, streams end with DRAINING, unary calls finish within the grace."""
         self.health.set_serving(False)
+        await self._deliverer.close()
         self._fanout.drain()
         await self._door.server.stop(grace_s)
         self._fanout.close()

@@ -23,6 +23,17 @@ MAX_BATCH_BYTES = 1024 * 1024
 _TERMINAL = frozenset({job_pb2.STATE_SUCCEEDED, job_pb2.STATE_FAILED, job_pb2.STATE_CANCELLED})
 
 
+EVERY_JOB = "*"
+"""The key that is woken when any job has a new event."""
+# Of the ring, that many are looked through for the events after a position; more are read from the store.
+_MAX_TAIL = 1000
+
+
+def webhook_of(webhook_uid: str) -> str:
+    """The key that is woken when a webhook was changed."""
+    return f"{webhook_uid}/webhook"
+
+
 def metrics_of(job_uid: str) -> str:
     """The key that is woken when a job has new metrics."""
     return f"{job_uid}/metrics"
@@ -95,6 +106,7 @@ class Fanout:
             self._fed += 1
             self._jobs.setdefault(record.job_uid, deque()).append(entry)
             self.wake(record.job_uid)
+        self.wake(EVERY_JOB)
         while len(self._ring) > self._ring_size:
             oldest = self._ring.popleft().record.job_uid
             own = self._jobs[oldest]
@@ -143,6 +155,15 @@ class Fanout:
     def lapped(self, mark: int) -> bool:
         """Whether the ring was refilled since the mark: newer events of a job may then be in the store only."""
         return self._fed - mark > self._ring_size
+
+    def tail(self, position: int) -> list[EventRecord] | None:
+        """The events of all jobs after a position in the store, in order; None if the ring may not have them all."""
+        found: list[EventRecord] = []
+        for entry in islice(reversed(self._ring), _MAX_TAIL):
+            if entry.record.position <= position:
+                return found[::-1]
+            found.append(entry.record)
+        return None
 
     async def after(self, job_uid: str, cursor: int) -> list[Entry]:
         """The next events after the cursor, in order, at most a batch; expired events before them are missing."""

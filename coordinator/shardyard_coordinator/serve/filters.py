@@ -14,12 +14,24 @@ from shardyard_coordinator.domain.records import Condition
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.serve.validation.text import show
 
-FIELDS: Final = ("state", "task", "queue", "priority", "creator", "display_name", "create_time", "end_time")
+FIELDS: Final = (
+    "state",
+    "task",
+    "queue",
+    "priority",
+    "creator",
+    "display_name",
+    "external_uri",
+    "create_time",
+    "end_time",
+)
 ORDERS: Final = ("create_time", "end_time", "display_name", "priority")
 MAX_CONDITIONS: Final = 32
-_TEXT_FIELDS: Final = ("task", "queue", "creator", "display_name")
+_TEXT_FIELDS: Final = ("task", "queue", "creator", "display_name", "external_uri")
+_MAPS: Final = ("labels.", "annotations.")
 _TERM: Final = re.compile(
-    r"\s*(?P<field>[A-Za-z_][A-Za-z_.]*(?:(?<=labels\.)[^\s=!<>:\"']{1,63})?)\s*(?P<op>!=|<=|>=|=|<|>|:)\s*"
+    r"\s*(?P<field>[A-Za-z_][A-Za-z_.]*(?:(?<=labels\.)[^\s=!<>:\"']{1,63}|(?<=annotations\.)[^\s=!<>:\"']{1,256})?)"
+    r"\s*(?P<op>!=|<=|>=|=|<|>|:)\s*"
     r"(?:\"(?P<quoted>(?:[^\"\\]|\\.)*)\"|(?P<bare>[^\s\"']+))"
 )
 _AND: Final = re.compile(r"\s+AND(?=\s)")
@@ -48,10 +60,10 @@ def parse_filter(text: str) -> list[Condition]:
 
 
 def _conditions(text: str, at: int, field: str, op: str, value: str) -> list[Condition]:
-    if field.startswith("labels.") and len(field) > len("labels."):
+    if field.startswith(_MAPS) and not field.endswith("."):
         return [Condition(field, op, value)]
     if field not in FIELDS:
-        _refuse(text, at, f"there is no field {show(field)}; use one of {', '.join(FIELDS)}, labels.KEY")
+        _refuse(text, at, f"there is no field {show(field)}; use one of {', '.join(FIELDS)}, labels.KEY, annotations.KEY")
     if field == "task" and op in ("=", "!=") and value not in tasks():
         _refuse(text, at, f"{show(value)} is not a task; use one of {', '.join(tasks())}")
     if field in _TEXT_FIELDS:

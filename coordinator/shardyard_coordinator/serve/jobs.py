@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from google.protobuf import empty_pb2
 from sqlalchemy import Connection
@@ -12,12 +13,14 @@ from shardyard.v1 import job_pb2, plan_pb2
 from shardyard.v1 import job_service_pb2 as pb
 from shardyard_coordinator.control import intentions
 from shardyard_coordinator.domain.records import AttemptRecord, JobRecord
+from shardyard_coordinator.serve.batch import Batches
 from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.fanout import Fanout
 from shardyard_coordinator.serve.filters import parse_filter, parse_order
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.submit import Submitter
 from shardyard_coordinator.serve.tokens import MAX_PAGE_BYTES, Pages
+from shardyard_coordinator.serve.updating import update_job
 from shardyard_coordinator.serve.watch import Watcher
 from shardyard_coordinator.store import attempts, encode, jobs, listing
 
@@ -32,6 +35,7 @@ class JobService:
     def __init__(self, parts: Parts, submitter: Submitter, watcher: Watcher, fanout: Fanout) -> None:
         self._parts = parts
         self._submitter = submitter
+        self._batches = Batches(parts, submitter)
         self._watcher = watcher
         self._fanout = fanout
 
@@ -41,6 +45,7 @@ class JobService:
             "CreateJob": self._submitter.create,
             "GetJob": self.get,
             "ListJobs": self.list,
+            "UpdateJob": self.update,
             "DeleteJob": self.delete,
             "PlanJob": self.plan,
             "WaitJob": self.wait,
@@ -48,6 +53,8 @@ class JobService:
             "PauseJob": self.pause,
             "ResumeJob": self.resume,
             "WatchJob": self._watcher.watch,
+            "BatchCreateJobs": self._batches.create,
+            "BatchCancelJobs": self._batches.cancel,
             "ListAttempts": self.list_attempts,
         }
 
@@ -84,6 +91,17 @@ class JobService:
             found, lambda job: encode.job_to_proto(job, full=full), lambda job: listing.order_key(job, order_by)
         )
         return pb.ListJobsResponse(jobs=page, next_page_token=token)
+
+    async def update(self, request: pb.UpdateJobRequest, call: Call) -> job_pb2.Job:
+        """Changes the fields of the mask; returns the job after the change."""
+        name, now_us = self._parts.name("job", request.job.name), self._parts.clock.now_us()
+        operation = partial(
+            update_job, project=name.project, job_id=name.id, request=request, actor=call.actor, now_us=now_us
+        )
+        store = self._parts.store
+        job = await (store.read(operation) if request.validate_only else store.write(operation, call.actor))
+        self._parts.trace.point("update.recorded")
+        return encode.job_to_proto(job)
 
     async def delete(self, request: pb.DeleteJobRequest, call: Call) -> empty_pb2.Empty:
         """Deletes a job that has ended."""

@@ -21,6 +21,8 @@ from shardyard_coordinator.serve.permissions import LOCAL_PRINCIPAL
 HEAVY_METHODS = frozenset(
     {
         "/shardyard.v1.JobService/PlanJob",
+        "/shardyard.v1.JobService/BatchCreateJobs",
+        "/shardyard.v1.WebhookService/TestWebhook",
         "/shardyard.v1.ModelService/Predict",
         "/shardyard.v1.ModelService/Embed",
         "/shardyard.v1.ModelService/ExplainPrediction",
@@ -32,6 +34,7 @@ _POTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "/shardyard.v1.JobService/WatchJob": "max_watches",
         "/shardyard.v1.JobService/WaitJob": "max_waits",
+        "/shardyard.v1.EventService/WatchEvents": "max_event_streams",
         "/shardyard.v1.LogService/TailLogs": "max_log_streams",
         "/shardyard.v1.MetricService/WatchMetrics": "max_metric_streams",
         "/shardyard.v1.ModelService/DownloadModel": "max_downloads",
@@ -58,6 +61,7 @@ class Limits:
     max_heavy_each: int = 128
     max_watches: int = 10_000
     max_waits: int = 10_000
+    max_event_streams: int = 1_000
     max_log_streams: int = 2_000
     max_metric_streams: int = 2_000
     max_downloads: int = 256
@@ -82,7 +86,7 @@ class Limits:
 def is_never_shed(path: str) -> bool:
     """Whether a unary method is served under any load."""
     service, _, method = path[1:].partition("/")
-    return service == "grpc.health.v1.Health" or method.startswith(("Get", "Cancel"))
+    return service == "grpc.health.v1.Health" or method.startswith(("Get", "Cancel", "BatchCancel"))
 
 
 class InFlight:

@@ -51,6 +51,7 @@ class Parts:
     slot_hour_price: float | None = None
     currency: str = ""
     is_offline: bool = False
+    webhook_allow: tuple[str, ...] = ()
 
     @cached_property
     def questions(self) -> Questions:

@@ -24,12 +24,13 @@ _LIGHT_TEXT_BYTES: Final = 64 * 1024
 _LIGHT_BYTES: Final = 2 * _LIGHT_NODES
 
 # Legitimate requests over Limits.max_message_nodes: 10,000 pairs of texts, a history of 40,000
-# items; files, which the 3 MiB of a header limit.
+# items; 100 jobs; files, which the 3 MiB of a header limit.
 _MORE_NODES: Final[Mapping[str, int]] = MappingProxyType(
     {
         "shardyard.v1.PredictRequest": 50_000,
         "shardyard.v1.EmbedRequest": 50_000,
         "shardyard.v1.ExplainPredictionRequest": 50_000,
+        "shardyard.v1.BatchCreateJobsRequest": 100_000,
         "shardyard.v1.CreateModelRequest": 200_000,
         "shardyard.v1.CreateDatasetRequest": 200_000,
     }

@@ -44,30 +44,35 @@ class Submitter:
         """Accepts the job durably and returns it; with `validate_only` only returns what it would be."""
         parts = self._parts
         parts.trace.point("create.received")
-        project = parts.name("project", request.parent).project
-        request.request_id = request.request_id.lower()  # One UUID, however it is written.
-        fingerprint = request_fingerprint(request)
-
-        walked = walk(request.job.spec)
-        planned = await self._plans.at_hand(walked)
-        if planned is None or not _is_as_planned(request, planned):
-            found = await self._look(request, walked, call, fingerprint)
-            if isinstance(found, JobRecord):
-                return encode.job_to_proto(found)
-            queue_of(request.job)
-            planned = await self._plans.plan(found, call)
-            _check_plan(request, planned)
-        _check_fit(planned)
-        queue = queue_of(request.job)
-        new = new_job(request, project, queue, planned, walked, fingerprint=fingerprint, now_us=parts.clock.now_us())
+        new = await self.prepare(request, call)
+        if isinstance(new, JobRecord):
+            return encode.job_to_proto(new)
         parts.trace.point("create.validated")
         if request.validate_only:
-            return await self._preview(request, new, call)
+            return await self.preview(request, new, call)
         created = await self._creates.ask(Submission(new, call.actor))
         parts.trace.point("job.committed")
         answer = encode.job_to_proto(created.job)
         parts.trace.point("job.replied")
         return answer
+
+    async def prepare(self, request: job_service_pb2.CreateJobRequest, call: Call) -> NewJob | JobRecord:
+        """Plans the job, and returns it as it would be inserted, or the job that the request has made already."""
+        project = self._parts.name("project", request.parent).project
+        request.request_id = request.request_id.lower()  # One UUID, however it is written.
+        fingerprint = request_fingerprint(request)
+        walked = walk(request.job.spec)
+        planned = await self._plans.at_hand(walked)
+        if planned is None or not _is_as_planned(request, planned):
+            found = await self._look(request, walked, call, fingerprint)
+            if isinstance(found, JobRecord):
+                return found
+            queue_of(request.job)
+            planned = await self._plans.plan(found, call)
+            _check_plan(request, planned)
+        _check_fit(planned)
+        queue, now_us = queue_of(request.job), self._parts.clock.now_us()
+        return new_job(request, project, queue, planned, walked, fingerprint=fingerprint, now_us=now_us)
 
     def _insert(self, conn: Connection, items: Sequence[Submission]) -> Sequence[CreatedJob | Exception]:
         created = submissions.create_jobs(conn, items, self._parts.clock.now_us())
@@ -102,7 +107,10 @@ class Submitter:
             plan.time.cost, plan.time.currency = plan.time.slot_hours * price, self._parts.currency
         return plan
 
-    async def _preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob, call: Call) -> job_pb2.Job:
+    async def preview(
+        self, request: job_service_pb2.CreateJobRequest, new: NewJob | JobRecord, call: Call
+    ) -> job_pb2.Job:
+        """What the job would be. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED."""
         def check(conn: Connection) -> None:
             if new.request_id and submissions.find_request(conn, call.principal, new.request_id, new.fingerprint):
                 return  # Without validate_only it would return the job that it has made.
@@ -158,6 +166,7 @@ def new_job(
         uses=walked.uses,
         warnings=planned.warnings,
         adds=part_of(job.spec),
+        attributes=encode.attributes_of(description),
     )
 
 

@@ -95,14 +95,16 @@ class Pages:
             if size > MAX_PAGE_BYTES and page:
                 break
             page.append(message)
-        if len(found) == len(page):
-            return page, ""
-        return page, self._tokens.make(self._kind, self._binding, key(found[len(page) - 1]))
+        return page, "" if len(found) == len(page) else self.token(key(found[len(page) - 1]))
+
+    def token(self, key: Any) -> str:
+        """The token of the page after this key."""
+        return self._tokens.make(self._kind, self._binding, key)
 
 
 def cursor_invalid(field: str, cursor: str) -> Refused:
-    """The error for a cursor that does not belong to this stream and job."""
-    text = f"`{cursor[:40]}` is not a cursor of this stream and job; start again without one"
+    """The error for a cursor that does not belong to this stream, and this job or project."""
+    text = f"`{cursor[:40]}` is not a cursor of this stream, and this job or project; start again without one"
     return refused_fields([FieldViolation(field, text, Reason.CURSOR_INVALID)])
 
 

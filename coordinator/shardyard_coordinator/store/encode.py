@@ -6,17 +6,28 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shardyard.v1 import checkpoint_service_pb2, dataset_service_pb2, job_pb2, model_service_pb2, transfer_pb2
+from shardyard.v1 import (
+    checkpoint_service_pb2,
+    dataset_service_pb2,
+    event_service_pb2,
+    job_pb2,
+    model_service_pb2,
+    transfer_pb2,
+    webhook_service_pb2,
+)
 from shardyard_coordinator.domain.records import (
     AttemptRecord,
     CheckpointRecord,
     CheckpointState,
+    DeliveryRecord,
     EventDraft,
     EventKind,
     EventRecord,
     FileRecord,
     JobRecord,
+    LoggedEvent,
     ResourceRecord,
+    WebhookRecord,
 )
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.store import bounds
@@ -39,6 +50,21 @@ def event_to_proto(record: EventRecord) -> job_pb2.JobEvent:
     event.attempt = record.attempt
     _set(event.time, record.time_us)
     return event
+
+
+def project_event_to_proto(logged: LoggedEvent, cursor: str) -> event_service_pb2.ProjectEvent:
+    """The event with its job, as those who follow a project see it."""
+    return event_service_pb2.ProjectEvent(
+        cursor=cursor, job=logged.job_name, job_uid=logged.record.job_uid, event=event_to_proto(logged.record)
+    )
+
+
+def attributes_of(job: job_pb2.Job) -> dict[str, str]:
+    """What filters find in a job's description, by the filters' names."""
+    found = {f"annotations.{key}": value for key, value in job.annotations.items()}
+    if job.external_uri:
+        found["external_uri"] = job.external_uri
+    return found
 
 
 def attempt_has_ended(record: EventRecord) -> bool:
@@ -156,6 +182,53 @@ def resource_to_dataset(record: ResourceRecord, files: Sequence[FileRecord] = ()
     )
     _set(dataset.create_time, record.create_us)
     return dataset
+
+
+def webhook_to_proto(record: WebhookRecord, cursor: str) -> webhook_service_pb2.Webhook:
+    """The webhook as clients see it, without its secret; `cursor` is its place."""
+    state = webhook_service_pb2.Webhook.STATE_ACTIVE
+    if record.disabled_us:
+        state = webhook_service_pb2.Webhook.STATE_DISABLED
+    elif record.failures:
+        state = webhook_service_pb2.Webhook.STATE_FAILING
+    webhook = webhook_service_pb2.Webhook(
+        name=record.name,
+        uid=record.uid,
+        etag=record.etag,
+        url=record.url,
+        kinds=sorted(int(each) for each in record.kinds),  # type: ignore[arg-type]
+        disabled=bool(record.disabled_us),
+        state=state,
+        message=record.message,
+        cursor=cursor,
+        failures=bounds.small_count(record.failures),
+        creator=record.creator,
+    )
+    for field, value in (
+        (webhook.failing_since, record.failing_since_us),
+        (webhook.next_attempt_time, 0 if record.disabled_us else record.next_attempt_us),
+        (webhook.last_delivery_time, record.last_delivery_us),
+        (webhook.create_time, record.create_us),
+        (webhook.update_time, record.update_us),
+    ):
+        _set(field, value)
+    return webhook
+
+
+def delivery_to_proto(record: DeliveryRecord) -> webhook_service_pb2.Delivery:
+    """The attempt as clients see it."""
+    delivery = webhook_service_pb2.Delivery(
+        number=record.number,
+        event_id=record.event_id,
+        type=record.type,
+        attempt=bounds.small_count(record.attempt),
+        delivered=record.delivered,
+        status=record.status,
+        message=record.message,
+    )
+    _set(delivery.time, record.time_us)
+    delivery.duration.FromMicroseconds(max(record.duration_us, 0))
+    return delivery
 
 
 def state_changed(source: JobState | None, target: JobState, *, failure: bytes = b"", message: str = "") -> EventDraft:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, select, update
+from sqlalchemy import Connection, bindparam, func, select, update
 
 from shardyard_coordinator.domain.records import EventDraft, EventKind, EventRecord
 from shardyard_coordinator.domain.states import JobState
-from shardyard_coordinator.store import encode, tables
+from shardyard_coordinator.store import encode, project_log, tables
 from shardyard_coordinator.store.sql import Prepared, PreparedInsert, note_events
 
 _event, _job = tables.event.c, tables.job.c
@@ -45,9 +45,6 @@ _AFTER = Prepared(
     .order_by(_event.sequence)
     .limit(bindparam("most"))
 )
-
-
-_REMOVE = Prepared(delete(tables.event).where(_event.job_uid == bindparam("job"), _event.sequence < bindparam("below")))
 # Removing more at a time would delay all other writers.
 MAX_REMOVED = 5000
 
@@ -157,6 +154,6 @@ def in_batches(expired: Iterable[Expired], most: int = MAX_REMOVED) -> Iterator[
 
 
 def remove_events(conn: Connection, batch: Sequence[tuple[str, int]]) -> None:
-    """Removes the events of each job before a sequence."""
+    """Removes the events of each job before a sequence, except those that a webhook has to deliver."""
     for job_uid, below in batch:
-        _REMOVE.run(conn, job=job_uid, below=below)
+        project_log.remove_before(conn, job_uid, below)

@@ -21,7 +21,8 @@ from shardyard_coordinator.domain.records import (
 from shardyard_coordinator.domain.states import JobState, may_move
 from shardyard_coordinator.domain.steps import IllegalMove, StaleWrite
 from shardyard_coordinator.seams import Actor
-from shardyard_coordinator.store import encode, events, tables
+from shardyard_coordinator.store import encode, events, project_log, tables
+from shardyard_coordinator.store.findable import remove_findable
 from shardyard_coordinator.store.sql import Prepared, PreparedUpdate
 
 _job, _request = tables.job.c, tables.request.c
@@ -185,7 +186,7 @@ def delete_job(conn: Connection, project: str, job_id: str, etag: str, *, actor:
     if not job.state.is_terminal:
         raise invalid_state(job, "cancel it first, then delete it")
     conn.execute(update(tables.job).where(_job.uid == job.uid).values(deleted_us=now_us))
-    conn.execute(delete(tables.label).where(tables.label.c.job_uid == job.uid))
+    remove_findable(conn, job.uid)
     conn.execute(delete(tables.job_use).where(tables.job_use.c.job_uid == job.uid))
     event = job_pb2.JobEvent(deleted=job_pb2.JobDeleted(principal=actor.principal))
     events.append(conn, job.uid, [encode.draft(EventKind.DELETED, event)], now_us)
@@ -233,9 +234,8 @@ def purge_events(conn: Connection, job_uid: str) -> bool:
 
     Only a part, so that other writers do not wait. True: there may be more.
     """
-    event, block = tables.event.c, tables.metric_block.c
-    some_events = select(event.position).where(event.job_uid == job_uid).limit(events.MAX_REMOVED)
-    removed = conn.execute(delete(tables.event).where(event.position.in_(some_events))).rowcount
+    block = tables.metric_block.c
+    removed = project_log.remove_first(conn, job_uid, events.MAX_REMOVED)
     key = tuple_(block.metric, block.first_index)
     some_blocks = select(block.metric, block.first_index).where(block.job_uid == job_uid).limit(_MAX_BLOCKS_REMOVED)
     blocks = conn.execute(delete(tables.metric_block).where(block.job_uid == job_uid, key.in_(some_blocks))).rowcount
@@ -250,6 +250,8 @@ def purge_job(conn: Connection, job_uid: str) -> bool:
     """Removes a deleted job's row and its request id, once nothing else is left. True: there may be more."""
     if purge_events(conn, job_uid):
         return True
+    if events.oldest_sequence(conn, job_uid):
+        return False  # A webhook still has to deliver its events, with the job's name.
     conn.execute(delete(tables.request).where(_request.job_uid == job_uid))
     conn.execute(delete(tables.job).where(_job.uid == job_uid, _job.deleted_us > 0))
     return False

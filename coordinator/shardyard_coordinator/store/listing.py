@@ -16,9 +16,10 @@ from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import Condition, JobRecord
 from shardyard_coordinator.store import tables
+from shardyard_coordinator.store.findable import digest_of
 from shardyard_coordinator.store.jobs import COLUMNS, from_row
 
-_job, _label = tables.job.c, tables.label.c
+_job, _label, _attribute = tables.job.c, tables.label.c, tables.attribute.c
 _HEAVY = ("spec", "resolved_spec", "plan")
 _BASIC = tuple(literal(b"").label(column.name) if column.name in _HEAVY else column for column in COLUMNS)
 # Lists do not show the plan, which repeats the spec.
@@ -149,7 +150,12 @@ def _found(project: str, conditions: Sequence[Condition], order_by: str) -> _Fou
 
 def _test(project: str, condition: Condition, *, hidden: bool) -> ColumnElement[bool]:
     if condition.field.startswith("labels."):
-        return _label_test(project, condition)
+        return _row_test(select(_label.job_row).where(*_has_label(project, condition)), _label.value, condition)
+    if is_attribute(condition.field):
+        rows = select(_attribute.job_row).where(_attribute.project == project, _attribute.field == condition.field)
+        if condition.op == "=":
+            rows = rows.where(_attribute.digest == digest_of(str(condition.value)))
+        return _row_test(rows, _attribute.value, condition)
     column = _FIELDS.get(condition.field)
     if column is None:
         raise Refused(Reason.FILTER_INVALID, f"there is no field {condition.field!r}; one of {', '.join(_FIELDS)}")
@@ -158,17 +164,21 @@ def _test(project: str, condition: Condition, *, hidden: bool) -> ColumnElement[
     return _compare(condition.op)(_Hidden(column) if hidden else column, condition.value)  # type: ignore[no-any-return]
 
 
-def _label_test(project: str, condition: Condition) -> ColumnElement[bool]:
-    """A job without the label meets `!=` and nothing else."""
-    rows = select(_label.job_row).where(*_has_label(project, condition))
+def _row_test(rows: Select[Any], column: ColumnElement[Any], condition: Condition) -> ColumnElement[bool]:
+    """`rows` are those of jobs that have the label or attribute at all; one without it meets `!=` and nothing else."""
     job_row = _Hidden(_job.id)
     if condition.op == ":" and condition.value == "*":
         return job_row.in_(rows)
     if condition.op == ":":
-        return job_row.in_(rows.where(_label.value.icontains(str(condition.value), autoescape=True)))
+        return job_row.in_(rows.where(column.icontains(str(condition.value), autoescape=True)))
     if condition.op == "!=":
-        return job_row.not_in(rows.where(_label.value == condition.value))
-    return job_row.in_(rows.where(_compare(condition.op)(_label.value, condition.value)))
+        return job_row.not_in(rows.where(column == condition.value))
+    return job_row.in_(rows.where(_compare(condition.op)(column, condition.value)))
+
+
+def is_attribute(field: str) -> bool:
+    """Whether a field of filters is in a job's description, not in a column of its own."""
+    return field == "external_uri" or field.startswith("annotations.")
 
 
 def _has_label(project: str, condition: Condition) -> tuple[ColumnElement[bool], ...]:

@@ -15,6 +15,7 @@ from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.store import encode, events, tables
+from shardyard_coordinator.store.findable import Findable, insert_findable
 from shardyard_coordinator.store.jobs import get_job_by_uid
 from shardyard_coordinator.store.resources import live_users, ready_resource
 from shardyard_coordinator.store.sql import Prepared, PreparedInsert, in_savepoint
@@ -44,7 +45,6 @@ _CREATED = (
 )
 _INSERT_JOB = PreparedInsert(tables.job, _CREATED, returning=("uid", "id"))
 _INSERT_REQUEST = PreparedInsert(tables.request, ("principal", "request_id", "fingerprint", "job_uid"))
-_INSERT_LABEL = PreparedInsert(tables.label, ("job_uid", "key", "value", "project", "create_us", "job_row"))
 _INSERT_USE = PreparedInsert(tables.job_use, ("job_uid", "resource"))
 _FIND_REQUEST = Prepared(
     select(_request.fingerprint, _request.job_uid).where(
@@ -134,19 +134,9 @@ def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) ->
     _INSERT_REQUEST.run(conn, requests)
     rows = [_row(each, now_us) for each in submissions]
     ids = dict(_INSERT_JOB.run(conn, rows))
-    labels = [
-        {
-            "job_uid": new.uid,
-            "key": key,
-            "value": value,
-            "project": new.project,
-            "create_us": now_us,
-            "job_row": ids[new.uid],
-        }
-        for new, _ in submissions
-        for key, value in new.labels.items()
-    ]
-    _INSERT_LABEL.run(conn, labels)
+    insert_findable(
+        conn, [Findable(new.uid, ids[new.uid], new.project, now_us, new.labels, new.attributes) for new, _ in submissions]
+    )
     uses = [
         {"job_uid": new.uid, "resource": name}
         for new, _ in submissions

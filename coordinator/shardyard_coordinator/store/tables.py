@@ -160,6 +160,20 @@ label = Table(
     Index("label_by_value", "project", "key", "value", "create_us", "job_row"),
 )
 
+# What filters find in a job's description: its external_uri, and annotations. Values may be too long for an index, so
+# they are found by a digest.
+attribute = Table(
+    "attribute",
+    metadata,
+    Column("job_uid", Text(), primary_key=True),
+    Column("field", Text(), primary_key=True),
+    Column("value", Text(), nullable=False),
+    Column("project", Text(), nullable=False),
+    _number("digest"),
+    _number("job_row"),
+    Index("attribute_by_field", "project", "field", "digest", "job_row"),
+)
+
 job_use = Table(
     "job_use",
     metadata,
@@ -180,6 +194,16 @@ event = Table(
     Column("payload", LargeBinary(), nullable=False),
     UniqueConstraint("job_uid", "sequence", name="event_sequence"),
     sqlite_autoincrement=True,
+)
+
+# The part of a project's log that is gone: up to which position a removal went, numbered in their order. Only those
+# that no later one exceeds are kept, and the last one.
+event_removal = Table(
+    "event_removal",
+    metadata,
+    Column("project", Text(), primary_key=True),
+    Column("number", BigInteger(), primary_key=True, autoincrement=False),
+    _number("up_to"),
 )
 
 attempt = Table(
@@ -279,4 +303,55 @@ plan = Table(
     Column("fingerprint", LargeBinary(), primary_key=True),
     Column("result", LargeBinary(), nullable=False),
     _number("create_us"),
+)
+
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("id", _Identity, primary_key=True, autoincrement=True),
+    Column("uid", Text(), nullable=False, unique=True),
+    Column("project", Text(), nullable=False),
+    Column("webhook_id", Text(), nullable=False),
+    _number("version", 1),
+    _text("url"),
+    _text("kinds"),
+    Column("secret", LargeBinary(), nullable=False),
+    _bytes("old_secret"),
+    _number("old_until_us"),
+    # Everything of the project up to this position was delivered; `removal` is the last removal before that was true.
+    _number("position"),
+    _number("removal"),
+    _number("disabled_us"),
+    # 1: events after its position are not removed.
+    _number("holds", 1),
+    _text("message"),
+    _number("failures"),
+    # How long it has been failing while this service ran.
+    _number("failed_us"),
+    _number("failing_since_us"),
+    _number("next_attempt_us"),
+    _number("last_delivery_us"),
+    _number("deliveries"),
+    _text("creator"),
+    _text("request_id"),
+    _bytes("fingerprint"),
+    _number("create_us"),
+    _number("update_us"),
+    UniqueConstraint("project", "webhook_id", name="webhook_name"),
+    sqlite_autoincrement=True,
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("webhook_uid", Text(), primary_key=True),
+    Column("number", BigInteger(), primary_key=True, autoincrement=False),
+    _text("event_id"),
+    _text("type"),
+    _number("attempt"),
+    _number("delivered"),
+    _number("status"),
+    _text("message"),
+    _number("time_us"),
+    _number("duration_us"),
 )

@@ -15,6 +15,7 @@ PATTERNS: Final = {
     "job": "projects/{project}/jobs/{job}",
     "model": "projects/{project}/models/{model}",
     "dataset": "projects/{project}/datasets/{dataset}",
+    "webhook": "projects/{project}/webhooks/{webhook}",
     "checkpoint": "projects/{project}/jobs/{job}/checkpoints/e{attempt}-s{step}",
 }
 _SHAPES: Final = {
@@ -22,6 +23,7 @@ _SHAPES: Final = {
     "job": ("projects", "jobs"),
     "model": ("projects", "models"),
     "dataset": ("projects", "datasets"),
+    "webhook": ("projects", "webhooks"),
     "checkpoint": ("projects", "jobs", "checkpoints"),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -10,13 +9,13 @@ from urllib.parse import urlsplit
 
 from google.protobuf.message import Message
 
-from shardyard.v1 import choosing_pb2, job_pb2, transfer_pb2
+from shardyard.v1 import choosing_pb2, job_pb2
 from shardyard.v1 import dataset_service_pb2 as datasets
 from shardyard.v1 import job_service_pb2 as jobs
 from shardyard.v1 import metric_service_pb2 as metrics
 from shardyard.v1 import model_service_pb2 as models
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
-from shardyard_coordinator.serve.validation import choosing, rules, spec, walk
+from shardyard_coordinator.serve.validation import batches, choosing, rules, spec, updates, uploads, walk
 from shardyard_coordinator.serve.validation.counts import Counts
 from shardyard_coordinator.serve.validation.names import name_complaint
 from shardyard_coordinator.serve.validation.sources import relative_path_complaint
@@ -33,10 +32,6 @@ MAX_INSTANCE_BYTES: Final = 64 * 1024
 MAX_IMAGE_BYTES: Final = 4_000_000
 MAX_SHOWN_INSTANCES: Final = 100
 _INPUTS: Final = tuple(field.name for field in models.Instance.DESCRIPTOR.oneofs_by_name["input"].fields)
-# The answer lists the same files with their progress, and clients accept 4 MiB.
-MAX_HEADER_BYTES: Final = 3 * 1024 * 1024
-MAX_HEADER_VIOLATIONS: Final = 100
-_FILES_AT_ONCE: Final = 50
 
 OUTPUT_ONLY: Final = (
     "name",
@@ -73,8 +68,19 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
     "CancelJobRequest": ("name", "job"),
     "PauseJobRequest": ("name", "job"),
     "ResumeJobRequest": ("name", "job"),
+    "BatchCreateJobsRequest": ("parent", "project"),
+    "BatchCancelJobsRequest": ("parent", "project"),
     "WatchJobRequest": ("name", "job"),
     "ListAttemptsRequest": ("parent", "job"),
+    "ListEventsRequest": ("parent", "project"),
+    "WatchEventsRequest": ("parent", "project"),
+    "CreateWebhookRequest": ("parent", "project"),
+    "GetWebhookRequest": ("name", "webhook"),
+    "ListWebhooksRequest": ("parent", "project"),
+    "DeleteWebhookRequest": ("name", "webhook"),
+    "RotateWebhookSecretRequest": ("name", "webhook"),
+    "TestWebhookRequest": ("name", "webhook"),
+    "ListDeliveriesRequest": ("parent", "webhook"),
     "TailLogsRequest": ("name", "job"),
     "QueryMetricsRequest": ("name", "job"),
     "WatchMetricsRequest": ("name", "job"),
@@ -112,13 +118,17 @@ def validate(request: Message) -> None:
     """Raises Refused with every violation of the request; clears what only the server sets."""
     if not request.DESCRIPTOR.full_name.startswith(_OURS):
         return
-    if isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest) and request.HasField("job"):
-        clear_output_only(request.job)
+    for _, each in _with_jobs(request):
+        if each.HasField("job"):
+            clear_output_only(each.job)
     if found := _COUNTS.violations(request):
         raise refused_fields(found)
+    if isinstance(request, jobs.UpdateJobRequest):
+        if found := updates.narrow_job(request, OUTPUT_ONLY):
+            raise refused_fields(found)
     if found := _sizes(request):
         raise refused_fields(found)
-    found = _rules_of_upload(request) if isinstance(request, _UPLOADS) else rules.violations(request)
+    found = _rules(request)
     if not isinstance(request, _WALKED_BY_THEIR_CHECK):
         found += walk.violations(request)
     _check_name(request, found)
@@ -143,22 +153,50 @@ def _one_each(found: Found) -> Found:
     return list(first.values())
 
 
+def _rules(request: Message) -> Found:
+    """The rules of the protos."""
+    if isinstance(request, _UPLOADS):
+        return uploads.rules_of_upload(request)
+    found = rules.violations(request)
+    if isinstance(request, jobs.UpdateJobRequest):
+        # Of the spec there is only what changes.
+        changed = {f"job.{path}" for path in updates.LIVE}
+        found = [each for each in found if not each.field.startswith("job.spec") or each.field in changed]
+    return found
+
+
+def _with_jobs(request: Message) -> list[tuple[str, jobs.CreateJobRequest | jobs.PlanJobRequest]]:
+    """The jobs to be that a request has, each with the beginning of its fields' paths."""
+    if isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest):
+        return [("", request)]
+    if isinstance(request, jobs.BatchCreateJobsRequest):
+        return [(f"requests[{at}].", each) for at, each in enumerate(request.requests)]
+    return []
+
+
 def _sizes(request: Message) -> Found:
     """Messages that are too large to be checked."""
     if isinstance(request, models.ExportModelRequest) and (size := request.data.ByteSize()) > spec.MAX_SPEC_BYTES:
         text = f"{size:,} bytes; data has at most {spec.MAX_SPEC_BYTES:,}; leave out what is not needed"
         return [FieldViolation("data", text)]
-    if not isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest) or not request.HasField("job"):
-        return []
-    found = []
-    if (size := request.job.spec.ByteSize()) > spec.MAX_SPEC_BYTES:
-        text = f"{size:,} bytes; a spec has at most {spec.MAX_SPEC_BYTES:,}; leave out what is not needed"
-        found.append(FieldViolation("job.spec", text))
-    annotations = sum(len(key.encode()) + len(value.encode()) for key, value in request.job.annotations.items())
-    if annotations > MAX_ANNOTATION_BYTES:
-        text = f"{annotations:,} bytes; annotations have at most {MAX_ANNOTATION_BYTES:,} in all; shorten them"
-        found.append(FieldViolation("job.annotations", text))
+    if isinstance(request, jobs.UpdateJobRequest):
+        return annotation_sizes(request.job)
+    found: Found = []
+    for prefix, each in _with_jobs(request):
+        if (size := each.job.spec.ByteSize()) > spec.MAX_SPEC_BYTES:
+            text = f"{size:,} bytes; a spec has at most {spec.MAX_SPEC_BYTES:,}; leave out what is not needed"
+            found.append(FieldViolation(f"{prefix}job.spec", text))
+        found += annotation_sizes(each.job, prefix)
     return found
+
+
+def annotation_sizes(job: job_pb2.Job, prefix: str = "") -> Found:
+    """The violation of annotations that are too large, if they are."""
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in job.annotations.items())
+    if size <= MAX_ANNOTATION_BYTES:
+        return []
+    text = f"{size:,} bytes; annotations have at most {MAX_ANNOTATION_BYTES:,} in all; shorten them"
+    return [FieldViolation(f"{prefix}job.annotations", text)]
 
 
 def _check_name(request: Message, found: Found) -> None:
@@ -178,7 +216,22 @@ def _check_create(request: jobs.CreateJobRequest, found: Found) -> None:
 def _check_job(request: jobs.CreateJobRequest | jobs.PlanJobRequest, found: Found) -> None:
     if not request.HasField("job"):
         return
-    job = request.job
+    _check_described(request.job, found)
+    if request.job.HasField("spec"):
+        found += spec.violations(request.job.spec)
+
+
+def _check_update(request: jobs.UpdateJobRequest, found: Found) -> None:
+    if not request.HasField("job"):
+        return
+    if complaint := name_complaint("job", request.job.name):
+        found.append(FieldViolation("job.name", complaint))
+    _check_described(request.job, found)
+    spec.check_run_time(request.job.spec, "job.spec", found)
+
+
+def _check_described(job: job_pb2.Job, found: Found) -> None:
+    """A job's fields beside its spec."""
     if complaint := control_complaint(job.display_name):
         found.append(FieldViolation("job.display_name", complaint))
     for key, value in job.labels.items():
@@ -188,8 +241,10 @@ def _check_job(request: jobs.CreateJobRequest | jobs.PlanJobRequest, found: Foun
         found.append(FieldViolation("job.external_uri", complaint))
     if job.queue and (complaint := id_complaint(job.queue.removeprefix("queues/"))):
         found.append(FieldViolation("job.queue", f"{complaint}; or leave it out for `queues/default`"))
-    if job.HasField("spec"):
-        found += spec.violations(job.spec)
+
+
+def _check_batch_create(request: jobs.BatchCreateJobsRequest, found: Found) -> None:
+    batches.check_batch_create(request, found, _check_create)
 
 
 def _plain(text: str) -> str:
@@ -288,76 +343,15 @@ def _check_download(request: Any, found: Found) -> None:
         found.append(FieldViolation("path", complaint))
 
 
-def _rules_of_upload(request: models.CreateModelRequest | datasets.CreateDatasetRequest) -> Found:
-    """The rules of the protos, of a few files at a time: reporting the errors of 100,000 files takes seconds.
-
-    The first 100 violations are enough.
-    """
-    files = request.header.files
-    if len(files) <= _FILES_AT_ONCE:
-        return rules.violations(request)
-    if (size := request.header.ByteSize()) > MAX_HEADER_BYTES:
-        text = f"{size:,} bytes in {len(files):,} files; a header has at most {MAX_HEADER_BYTES:,} (3 MiB); "
-        return [FieldViolation("header.files", text + "join small files into fewer")]
-    found: Found = []
-    for at in range(0, len(files), _FILES_AT_ONCE):
-        part = transfer_pb2.UploadHeader(files=files[at : at + _FILES_AT_ONCE])
-        if at == 0:
-            part.display_name = request.header.display_name
-        found += [_shifted(each, at) for each in rules.violations(part)]
-        if len(found) >= MAX_HEADER_VIOLATIONS:
-            return found[:MAX_HEADER_VIOLATIONS]
-    return found
-
-
-def _shifted(violation: FieldViolation, at: int) -> FieldViolation:
-    """Moves the index of a violation from a part of the header to the whole header."""
-    field = _FILE_INDEX.sub(lambda index: f"files[{int(index[1]) + at}]", violation.field)
-    return dataclasses.replace(violation, field=f"header.{field}")
-
-
-_FILE_INDEX: Final = re.compile(r"^files\[([0-9]+)\]")
-
-
-def _check_upload(request: models.CreateModelRequest | datasets.CreateDatasetRequest, found: Found) -> None:
-    if request.WhichOneof("message") == "header":
-        _check_header(request.header, found)
-
-
-def _check_header(header: transfer_pb2.UploadHeader, found: Found) -> None:
-    if complaint := name_complaint("project", header.parent):
-        found.append(FieldViolation("header.parent", complaint))
-    if complaint := id_complaint(header.resource_id):
-        found.append(FieldViolation("header.resource_id", complaint))
-    if complaint := request_id_complaint(header.request_id, required=True):
-        found.append(FieldViolation("header.request_id", complaint))
-    if complaint := control_complaint(header.display_name):
-        found.append(FieldViolation("header.display_name", complaint))
-    if len(found) >= MAX_HEADER_VIOLATIONS or any(each.field == "header.files" for each in found):
-        return
-    seen: set[str] = set()
-    folders = {parent for file in header.files for parent in _parents(file.path)}
-    for at, file in enumerate(header.files):
-        complaint = relative_path_complaint(file.path) if file.path else None
-        if complaint is None and file.path in seen:
-            complaint = f"duplicate path {show(file.path)}; leave one out"
-        if complaint is None and file.path in folders:
-            complaint = f"{show(file.path)} is a file and a folder at once; rename one"
-        if complaint is not None:
-            found.append(FieldViolation(f"header.files[{at}].path", complaint))
-            if len(found) >= MAX_HEADER_VIOLATIONS:
-                return
-        seen.add(file.path)
-
-
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[: at + 1]) for at in range(min(len(parts), 64))]
-
-
 _CHECKS: Final[dict[str, Callable[[Any, Found], None]]] = {
     "CreateJobRequest": _check_create,
     "PlanJobRequest": _check_job,
+    "UpdateJobRequest": _check_update,
+    "BatchCreateJobsRequest": _check_batch_create,
+    "BatchCancelJobsRequest": batches.check_batch_cancel,
+    "WatchEventsRequest": batches.check_watch_events,
+    "CreateWebhookRequest": batches.check_create_webhook,
+    "UpdateWebhookRequest": batches.check_update_webhook,
     "ListJobsRequest": _check_list_jobs,
     "WatchJobRequest": _check_watch,
     "WaitJobRequest": _check_wait,
@@ -370,6 +364,6 @@ _CHECKS: Final[dict[str, Callable[[Any, Found], None]]] = {
     "RecommendModelsRequest": _check_choosing,
     "DownloadModelRequest": _check_download,
     "DownloadDatasetRequest": _check_download,
-    "CreateModelRequest": _check_upload,
-    "CreateDatasetRequest": _check_upload,
+    "CreateModelRequest": uploads.check_upload,
+    "CreateDatasetRequest": uploads.check_upload,
 }

@@ -35,12 +35,17 @@ def violations(spec: spec_pb2.JobSpec, path: str = "job.spec") -> Found:
     if spec.HasField("tokenizer"):
         _check_tokenizer(spec.tokenizer, f"{path}.tokenizer", found)
     _check_optimization(spec, path, found, trains=trains)
+    check_run_time(spec, path, found)
+    return found
+
+
+def check_run_time(spec: spec_pb2.JobSpec, path: str, found: Found) -> None:
+    """Adds a violation if the longest run time is none, or too long."""
     if spec.HasField("max_run_time"):
         seconds = spec.max_run_time.seconds + spec.max_run_time.nanos / 1e9
         if not 0 < seconds <= _TEN_YEARS_S:
             text = f"`{seconds:g} s` is not over 0 and at most 10 years; give such a time, or leave it out for none"
             found.append(FieldViolation(f"{path}.max_run_time", text))
-    return found
 
 
 def data_violations(owner: Any, name: str) -> Found:
