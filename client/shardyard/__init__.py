@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from shardyard._async.client import AsyncClient
     from shardyard._async.job import AsyncJob
     from shardyard._async.resources import AsyncDataset, AsyncModel
+    from shardyard._async.webhooks import AsyncWebhook
     from shardyard._sync.client import Client
     from shardyard._sync.job import Job
     from shardyard._sync.resources import Dataset, Model
+    from shardyard._sync.webhooks import Webhook
     from shardyard.errors import (
         Aborted,
         AlreadyExists,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         Unimplemented,
         Violation,
     )
+    from shardyard.receiving import read_webhook
     from shardyard.spec_pretraining import CausalLm, MaskedImage, MaskedItem, MaskedLm, SpanCorruption
     from shardyard.spec_settings import (
         Checkpoints,
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
     )
     from shardyard.types import (
         Answer,
+        Delivery,
         Embedding,
         Entity,
         Event,
@@ -104,10 +108,12 @@ if TYPE_CHECKING:
         ModelRecommendation,
         Plan,
         Prediction,
+        ProjectEvent,
         Question,
         RankedItem,
         RecommendedModels,
         Tag,
+        WebhookInfo,
         Words,
     )
 
@@ -117,9 +123,11 @@ _HOMES = {
     "shardyard._async.client": ("AsyncClient",),
     "shardyard._async.job": ("AsyncJob",),
     "shardyard._async.resources": ("AsyncDataset", "AsyncModel"),
+    "shardyard._async.webhooks": ("AsyncWebhook",),
     "shardyard._sync.client": ("Client",),
     "shardyard._sync.job": ("Job",),
     "shardyard._sync.resources": ("Dataset", "Model"),
+    "shardyard._sync.webhooks": ("Webhook",),
     "shardyard.errors": (
         "Aborted",
         "AlreadyExists",
@@ -143,6 +151,7 @@ _HOMES = {
         "Unimplemented",
         "Violation",
     ),
+    "shardyard.receiving": ("read_webhook",),
     "shardyard.spec_pretraining": ("CausalLm", "MaskedImage", "MaskedItem", "MaskedLm", "SpanCorruption"),
     "shardyard.spec_settings": (
         "Checkpoints",
@@ -185,6 +194,7 @@ _HOMES = {
     ),
     "shardyard.types": (
         "Answer",
+        "Delivery",
         "Embedding",
         "Entity",
         "Event",
@@ -195,10 +205,12 @@ _HOMES = {
         "ModelRecommendation",
         "Plan",
         "Prediction",
+        "ProjectEvent",
         "Question",
         "RankedItem",
         "RecommendedModels",
         "Tag",
+        "WebhookInfo",
         "Words",
     ),
 }
@@ -214,6 +226,7 @@ __all__ = [
     "AsyncDataset",
     "AsyncJob",
     "AsyncModel",
+    "AsyncWebhook",
     "Cancelled",
     "CausalLm",
     "Checkpoints",
@@ -222,6 +235,7 @@ __all__ = [
     "DataLoss",
     "Dataset",
     "DeadlineExceeded",
+    "Delivery",
     "Distillation",
     "EarlyStopping",
     "Embedding",
@@ -262,6 +276,7 @@ __all__ = [
     "Prediction",
     "Preference",
     "Pretrained",
+    "ProjectEvent",
     "Question",
     "QuestionAnswering",
     "RankedItem",
@@ -287,7 +302,10 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Violation",
+    "Webhook",
+    "WebhookInfo",
     "Words",
+    "read_webhook",
 ]
 
 

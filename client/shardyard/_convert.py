@@ -48,6 +48,11 @@ def read_event(message: Any) -> results.Event:
     )
 
 
+def read_project_event(message: Any) -> results.ProjectEvent:
+    """A ProjectEvent."""
+    return results.ProjectEvent(message.cursor, message.job, message.job_uid, read_event(message.event))
+
+
 def read_prediction(message: Any) -> results.Prediction:
     """A Prediction, flat: the fields of the output that is set, beside its own; an output with a name here is one."""
     which = message.WhichOneof("output")

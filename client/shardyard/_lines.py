@@ -48,6 +48,8 @@ def describe(event: types.Event) -> str:
             return f"data set {data.dataset}"
         case types.CanaryPassed():
             return f"canary passed ({data.duration_s:.3g} s): checkpoint, evaluation and export work"
+        case types.JobUpdated():
+            return f"updated by {data.principal}: {', '.join(data.fields)}"
         case types.JobDeleted():
             return f"deleted by {data.principal}"
     return f"({event.kind})"

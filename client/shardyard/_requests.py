@@ -71,6 +71,8 @@ class JobOptions:
     queue: str = ""
     priority: str | None = None
     plan: Plan | str = ""
+    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    external_uri: str = ""
 
 
 Spec = Task | JobSpec | spec_pb2.JobSpec | Mapping[str, Any] | Draft

@@ -232,6 +232,14 @@ class JobDeleted:
     principal: str
 
 
+@dataclass(frozen=True)
+class JobUpdated:
+    """A user changed these fields of the job, such as `priority`."""
+
+    fields: tuple[str, ...]
+    principal: str
+
+
 Payload = (
     StateChanged
     | AttemptChanged
@@ -246,6 +254,7 @@ Payload = (
     | PhaseStarted
     | DatasetRegistered
     | CanaryPassed
+    | JobUpdated
 )
 
 
@@ -254,7 +263,7 @@ class Event:
     """One durable event of a job.
 
     `kind` is one of state, attempt_changed, checkpoint, evaluation, progress, condition, warning, model, pending,
-    deleted, phase, dataset, canary; `unknown`, with `data` None, is a kind that a newer service sends. `str(event)`
+    deleted, phase, dataset, canary, updated; `unknown`, with `data` None, is a kind that a newer service sends. `str(event)`
     is a line for people.
     """
 

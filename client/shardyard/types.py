@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from shardyard.choosing_types import *  # noqa: F403 - one name for users, three files.
+from shardyard.choosing_types import *  # noqa: F403 - one name for users, four files.
 from shardyard.job_types import *  # noqa: F403
+from shardyard.webhook_types import *  # noqa: F403
 
 
 @dataclass(frozen=True)

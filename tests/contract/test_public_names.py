@@ -26,6 +26,7 @@ from shardyard.v1 import (
     checkpoint_service_pb2,
     choosing_pb2,
     dataset_service_pb2,
+    event_service_pb2,
     explanation_pb2,
     job_pb2,
     log_service_pb2,
@@ -35,6 +36,7 @@ from shardyard.v1 import (
     server_service_pb2,
     spec_pb2,
     transfer_pb2,
+    webhook_service_pb2,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +51,7 @@ NAMES = [
     "AsyncDataset",
     "AsyncJob",
     "AsyncModel",
+    "AsyncWebhook",
     "Cancelled",
     "CausalLm",
     "Checkpoints",
@@ -57,6 +60,7 @@ NAMES = [
     "DataLoss",
     "Dataset",
     "DeadlineExceeded",
+    "Delivery",
     "Distillation",
     "EarlyStopping",
     "Embedding",
@@ -97,6 +101,7 @@ NAMES = [
     "Prediction",
     "Preference",
     "Pretrained",
+    "ProjectEvent",
     "Question",
     "QuestionAnswering",
     "RankedItem",
@@ -122,7 +127,10 @@ NAMES = [
     "Unavailable",
     "Unimplemented",
     "Violation",
+    "Webhook",
+    "WebhookInfo",
     "Words",
+    "read_webhook",
 ]
 
 MIRRORED: dict[type, type[Message]] = {
@@ -143,6 +151,10 @@ MIRRORED: dict[type, type[Message]] = {
     types.PhaseStarted: job_pb2.PhaseStarted,
     types.CanaryPassed: job_pb2.CanaryPassed,
     types.JobDeleted: job_pb2.JobDeleted,
+    types.JobUpdated: job_pb2.JobUpdated,
+    types.ProjectEvent: event_service_pb2.ProjectEvent,
+    types.WebhookInfo: webhook_service_pb2.Webhook,
+    types.Delivery: webhook_service_pb2.Delivery,
     types.BatchPlan: plan_pb2.BatchPlan,
     types.MemoryPlan: plan_pb2.MemoryPlan,
     types.Plan: plan_pb2.JobPlan,

@@ -19,6 +19,7 @@ from helpers.stores import store_at
 from shardyard.v1 import (
     checkpoint_service_pb2_grpc,
     dataset_service_pb2_grpc,
+    event_service_pb2_grpc,
     explanation_pb2,
     job_pb2,
     job_service_pb2,
@@ -28,12 +29,13 @@ from shardyard.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
     server_service_pb2_grpc,
+    webhook_service_pb2_grpc,
 )
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.launch.protocols import ClusterView, Launcher
 from shardyard_coordinator.seams import NullTrace
-from shardyard_coordinator.serve.app import App, Info
+from shardyard_coordinator.serve.app import App, Info, Sending
 from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.parts import Parts
@@ -117,6 +119,8 @@ class Service:
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.datasets = dataset_service_pb2_grpc.DatasetServiceStub(self.channel)
         self.server = server_service_pb2_grpc.ServerServiceStub(self.channel)
+        self.events = event_service_pb2_grpc.EventServiceStub(self.channel)
+        self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(self.channel)
 
     @property
     def store(self) -> Store:
@@ -138,6 +142,8 @@ async def serving(
     trace: Any = None,
     compute: ScriptedCompute | None = None,
     launcher: Launcher | None = None,
+    webhook_allow: tuple[str, ...] = (),
+    sending: Sending | None = None,
 ) -> AsyncIterator[Service]:
     """A service with its store and storage under `folder`."""
     clock, trace = ManualClock(), trace or NullTrace()
@@ -153,6 +159,8 @@ async def serving(
             intervals=intervals,
             compute=compute or ScriptedCompute(answers),
             data_roots=data_roots,
+            webhook_allow=webhook_allow,
+            sending=sending,
         ) as service:
             yield service
     finally:
@@ -171,6 +179,8 @@ async def serving_store(
     limits: Limits | None = None,
     intervals: Intervals = QUICK,
     data_roots: tuple[str, ...] = (),
+    webhook_allow: tuple[str, ...] = (),
+    sending: Sending | None = None,
     door: tuple[Door, int] | None = None,
 ) -> AsyncIterator[Service]:
     """A service over a store that is open, with its storage under `folder`; behind a door with its port, if given."""
@@ -187,8 +197,9 @@ async def serving_store(
         storage=folder / "storage",
         projects=frozenset({"default", "other"}),
         data_roots=data_roots,
+        webhook_allow=webhook_allow,
     )
-    app = App(parts, Info(slots=_slots), intervals, door=door and door[0])
+    app = App(parts, Info(slots=_slots), intervals, door=door and door[0], sending=sending)
     port = door[1] if door else app.bind("127.0.0.1:0")
     await app.start()
     app.health.set_serving(True)

@@ -60,5 +60,5 @@ def workplace(folder: Path) -> Iterator[Workplace]:
     home = folder / "here"
     home.mkdir()
     fill(home)
-    with served(folder / "service", "local") as service:
+    with served(folder / "service", "local", "--webhook-allow", "127.0.0.1") as service:
         yield Workplace(home, service.address, service.environment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from shardyard._async import runtime
 from shardyard._async.connection import AsyncConnection
@@ -15,6 +15,7 @@ from shardyard._messages import build, build_duration
 from shardyard._names import last_part
 from shardyard._requests import event_kinds
 from shardyard._text import escaped
+from shardyard._updates import UpdateFields, update_request
 from shardyard.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -167,6 +168,18 @@ class AsyncJob:
         """
         request = job_service_pb2.ResumeJobRequest(name=self.name)
         self.message = await self._connection.call(self._connection.jobs.ResumeJob, request)
+        return self.info
+
+    async def update(self, *, etag: str = "", **fields: Unpack[UpdateFields]) -> JobInfo:
+        """Change what is given: `labels`, `annotations`, `display_name`, `external_uri`; until the job has ended also
+        `priority`, `queue`, `retry_max`, `max_run_time` and `keep_last`.
+
+        Of `labels` and `annotations` only the given keys change; a key that is None is removed. With an `etag`, such as
+        `info.etag`, the job must not have changed since. Raises: InvalidArgument; Aborted ETAG_MISMATCH;
+        FailedPrecondition INVALID_STATE once the job has ended.
+        """
+        request = update_request(self.name, etag, self._connection.project, fields)
+        self.message = await self._connection.call(self._connection.jobs.UpdateJob, request)
         return self.info
 
     async def delete(self) -> None:

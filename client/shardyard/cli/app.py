@@ -13,7 +13,21 @@ from typer.core import TyperCommand
 
 from shardyard import __version__
 from shardyard._text import is_utf8, not_utf8
-from shardyard.cli import asking, assets, choosing, explaining, exporting, jobs, service, storing, submitting, watching
+from shardyard.cli import (
+    asking,
+    assets,
+    choosing,
+    explaining,
+    exporting,
+    following,
+    jobs,
+    service,
+    storing,
+    submitting,
+    updating,
+    watching,
+    webhooks,
+)
 
 # Typer bundles its own click and exports only the narrowest of its errors: this is their common base.
 CliError: Any = typer.BadParameter.__mro__[2]
@@ -29,13 +43,16 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("stop", service.stop),
     ("doctor", service.doctor),
     ("submit", submitting.submit),
+    ("submit-all", updating.submit_all),
     ("plan", submitting.plan),
     ("recommend", choosing.recommend),
     ("jobs", jobs.list_jobs),
     ("get", jobs.get),
     ("watch", watching.watch),
+    ("events", following.events),
     ("logs", jobs.logs),
     ("metrics", jobs.metrics),
+    ("update", updating.update),
     ("cancel", jobs.cancel),
     ("pause", jobs.pause),
     ("resume", jobs.resume),
@@ -49,6 +66,12 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("export", exporting.export),
     ("delete", assets.delete),
 )
+
+GROUPS: tuple[tuple[str, str, Sequence[tuple[str, Callable[..., Any]]]], ...] = (
+    ("store", storing.HELP, storing.COMMANDS),
+    ("webhooks", webhooks.HELP, webhooks.COMMANDS),
+)
+"""Groups of commands: the name, what it is for, and its commands."""
 
 
 class _Command(TyperCommand):
@@ -81,12 +104,11 @@ def make_app() -> typer.Typer:
     app.callback(help=_HELP)(_root)
     for name, function in COMMANDS:
         app.command(name, cls=_Command)(function)
-    store = typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, help="Back up, restore or move the service's store."
-    )
-    for name, function in storing.COMMANDS:
-        store.command(name, cls=_Command)(function)
-    app.add_typer(store, name="store")
+    for name, help_text, commands in GROUPS:
+        group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=help_text)
+        for each, function in commands:
+            group.command(each, cls=_Command)(function)
+        app.add_typer(group, name=name)
     return app
 
 

@@ -136,7 +136,7 @@ def metrics(
 
 
 def cancel(
-    job: JobName,
+    names: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids or full names of jobs.")],
     *,
     lost: Annotated[
         bool, typer.Option("--lost", help="Its gang is gone, but the cluster does not answer: end the job at once.")
@@ -145,9 +145,22 @@ def cancel(
     project: Project = "default",
     json: Json = False,
 ) -> None:
-    """Ask a job to end."""
+    """Ask a job to end, or several: all of them, or none."""
+    from shardyard.cli.output import print_json
+    from shardyard.cli.plain import to_plain
+
+    if lost and len(names) > 1:
+        raise typer.BadParameter("--lost is about one job; name that one alone")
     with open_client(address, project) as client:
-        _print_state(client.job(job).cancel(lost=lost), as_json=json)
+        if len(names) == 1:
+            _print_state(client.job(names[0]).cancel(lost=lost), as_json=json)
+            return
+        infos = client.cancel_all(names)
+    if json:
+        print_json([to_plain(info) for info in infos])
+        return
+    for info in infos:
+        _print_state(info, as_json=False)
 
 
 def pause(job: JobName, address: Address = None, project: Project = "default", json: Json = False) -> None:

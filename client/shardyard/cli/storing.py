@@ -51,6 +51,8 @@ def migrate(
     _run("moved", lambda backups: backups.move(settings.state_dir, settings.store), json)
 
 
+HELP = "Back up, restore or move the service's store."
+
 COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("backup", backup),
     ("restore", restore),
