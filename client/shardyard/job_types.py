@@ -263,8 +263,8 @@ class Event:
     """One durable event of a job.
 
     `kind` is one of state, attempt_changed, checkpoint, evaluation, progress, condition, warning, model, pending,
-    deleted, phase, dataset, canary, updated; `unknown`, with `data` None, is a kind that a newer service sends. `str(event)`
-    is a line for people.
+    deleted, phase, dataset, canary, updated; `unknown`, with `data` None, is a kind that a newer service sends.
+    `str(event)` is a line for people.
     """
 
     sequence: int

@@ -101,9 +101,7 @@ class AsyncClient:
         With a `plan` of it, or its etag, the job runs as planned or not at all.
         Raises: InvalidArgument with every broken rule; Aborted PLAN_STALE; RequestError.
         """
-        options = JobOptions(
-            job_id, display_name, labels or {}, queue, priority, plan, annotations or {}, external_uri
-        )
+        options = JobOptions(job_id, display_name, labels or {}, queue, priority, plan, annotations or {}, external_uri)
         return await self.create_job(make_draft(spec, fields, options, project=self.project))
 
     async def submit_all(self, specs: Sequence[Spec], *, validate_only: bool = False) -> list[AsyncJob]:
@@ -269,7 +267,9 @@ class AsyncClient:
         Raises: NotFound.
         """
         request = webhook_service_pb2.GetWebhookRequest(name=full_name(self.project, "webhooks", name))
-        return AsyncWebhook(self._connection, await self._connection.call(self._connection.webhooks.GetWebhook, request))
+        return AsyncWebhook(
+            self._connection, await self._connection.call(self._connection.webhooks.GetWebhook, request)
+        )
 
     async def upload_dataset(self, path: str | Path) -> AsyncDataset:
         """Upload a file or folder; files that the service already has are not sent again."""

@@ -4,31 +4,36 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from shardyard._choosing import ChoosingFields, recommend_request
-from shardyard._convert import read
+from shardyard._convert import read, read_project_event
 from shardyard._messages import build
 from shardyard._names import full_name
 from shardyard._parse import Draft
-from shardyard._requests import JobOptions, Spec, SpecFields, make_draft
+from shardyard._requests import JobOptions, Spec, SpecFields, event_kinds, make_draft
 from shardyard._sources import local_path
+from shardyard._sync import runtime
 from shardyard._sync.connection import Connection
 from shardyard._sync.job import Job
 from shardyard._sync.resources import Dataset, Model, pages
 from shardyard._sync.transfer import upload, upload_all
-from shardyard.types import Plan, RecommendedModels, ServerInfo
+from shardyard._sync.webhooks import Webhook, follow_project
+from shardyard.types import JobInfo, Plan, ProjectEvent, RecommendedModels, ServerInfo
 from shardyard.v1 import (
     dataset_service_pb2,
+    event_service_pb2,
     job_service_pb2,
     model_service_pb2,
     server_service_pb2,
+    webhook_service_pb2,
 )
 
 _INSPECT_S = 120.0  # Model and data are inspected before the answer.
+_BATCH_S = 600.0
 
 
 class Client:
@@ -86,16 +91,50 @@ class Client:
         queue: str = "",
         priority: str | None = None,
         plan: Plan | str = "",
+        annotations: Mapping[str, str] | None = None,
+        external_uri: str = "",
         **fields: Unpack[SpecFields],
     ) -> Job:
         """Submit a job, exactly once; local files and folders that it names are uploaded first, each once.
 
         `spec` is a `JobSpec`, or a task with the other fields of `JobSpec` as keywords, or the content of a spec file.
+        `labels`, `annotations` and `external_uri`, a link back to a page of yours, are what filters find it by.
         With a `plan` of it, or its etag, the job runs as planned or not at all.
         Raises: InvalidArgument with every broken rule; Aborted PLAN_STALE; RequestError.
         """
-        options = JobOptions(job_id, display_name, labels or {}, queue, priority, plan)
+        options = JobOptions(job_id, display_name, labels or {}, queue, priority, plan, annotations or {}, external_uri)
         return self.create_job(make_draft(spec, fields, options, project=self.project))
+
+    def submit_all(self, specs: Sequence[Spec], *, validate_only: bool = False) -> list[Job]:
+        """Submit up to 100 jobs, all of them or none, each as `submit` takes it; the jobs in the same order.
+
+        Raises: InvalidArgument with every broken rule, under `requests[INDEX]`; RequestError.
+        """
+        drafts = [make_draft(spec, {}, JobOptions(), project=self.project) for spec in specs]
+        request = job_service_pb2.BatchCreateJobsRequest(parent=self._connection.parent)
+        for draft in drafts:
+            upload_all(self._connection, draft.uploads)
+            each = build(
+                job_service_pb2.CreateJobRequest,
+                job_id=draft.job_id,
+                request_id=str(uuid.uuid4()),
+                validate_only=validate_only,
+                plan_etag=draft.plan_etag,
+            )
+            each.job.CopyFrom(draft.job)
+            request.requests.append(each)
+        answer = self._connection.call(self._connection.jobs.BatchCreateJobs, request, timeout=_BATCH_S)
+        return [Job(self._connection, message) for message in answer.jobs]
+
+    def cancel_all(self, jobs: Sequence[Job | str]) -> list[JobInfo]:
+        """Ask up to 1,000 jobs to end, all of them or none; their new states. One that has ended stays as it is.
+
+        Raises: NotFound with every job that is not there, under `names[INDEX]`.
+        """
+        names = [full_name(self.project, "jobs", job.name if isinstance(job, Job) else job) for job in jobs]
+        request = build(job_service_pb2.BatchCancelJobsRequest, parent=self._connection.parent, names=names)
+        answer = self._connection.call(self._connection.jobs.BatchCancelJobs, request)
+        return [read(JobInfo, message) for message in answer.jobs]
 
     def create_job(self, draft: Draft, *, validate_only: bool = False) -> Job:
         """Submit a job that was read from a spec file; with `validate_only` run every check and change nothing."""
@@ -156,6 +195,78 @@ class Client:
         full = full_name(self.project, "jobs", name)
         message = self._connection.call(self._connection.jobs.GetJob, job_service_pb2.GetJobRequest(name=full))
         return Job(self._connection, message)
+
+    def events(
+        self, *, after: str = "", kinds: Sequence[str] = (), newest_first: bool = False, page_size: int = 0
+    ) -> Iterator[ProjectEvent]:
+        """The events of all jobs of the project that are recorded now, the oldest first; `after` is a cursor.
+
+        Raises: OutOfRange CURSOR_EXPIRED if events after the cursor are gone.
+        """
+        request = build(
+            event_service_pb2.ListEventsRequest,
+            parent=self._connection.parent,
+            after_cursor=after,
+            kinds=event_kinds(kinds),
+            order_by="time desc" if newest_first else "time",
+            page_size=page_size,
+        )
+        for message in pages(self._connection, self._connection.events.ListEvents, request, "events"):
+            yield read_project_event(message)
+
+    def watch_events(
+        self,
+        *,
+        after: str = "",
+        from_now: bool = False,
+        kinds: Sequence[str] = (),
+        min_interval: float | None = None,
+    ) -> Iterator[ProjectEvent]:
+        """Every event of all jobs of the project after a cursor, each exactly once, for as long as it is read.
+
+        Each event has the `cursor` that continues after it, in another process too. Without `after` all that are kept
+        come first, unless `from_now`. A broken connection is reopened, and the stream continues at the same event.
+        Raises: RequestError; OutOfRange CURSOR_EXPIRED if events after the cursor are gone; DataLoss EVENT_GAP.
+        """
+        stream = follow_project(
+            self._connection, after=after, from_now=from_now, kinds=kinds, min_interval=min_interval
+        )
+        with runtime.closing(stream) as found:
+            for event in found:
+                yield event
+
+    def create_webhook(
+        self, webhook_id: str, url: str, *, kinds: Sequence[str] = (), after: str = "", disabled: bool = False
+    ) -> Webhook:
+        """Have each event of the project, or those of these kinds, sent to a URL from now on, or after a cursor.
+
+        `secret` of the webhook is the key of the signatures; it is not shown again.
+        Raises: AlreadyExists; InvalidArgument ADDRESS_NOT_ALLOWED for an address that is not public.
+        """
+        request = build(
+            webhook_service_pb2.CreateWebhookRequest,
+            parent=self._connection.parent,
+            webhook_id=webhook_id,
+            request_id=str(uuid.uuid4()),
+        )
+        fields = {"url": url, "kinds": event_kinds(kinds), "cursor": after, "disabled": disabled}
+        request.webhook.CopyFrom(build(webhook_service_pb2.Webhook, "webhook", **fields))
+        message = self._connection.call(self._connection.webhooks.CreateWebhook, request)
+        return Webhook(self._connection, message)
+
+    def webhooks(self) -> Iterator[Webhook]:
+        """The project's webhooks, the oldest first."""
+        request = webhook_service_pb2.ListWebhooksRequest(parent=self._connection.parent)
+        for message in pages(self._connection, self._connection.webhooks.ListWebhooks, request, "webhooks"):
+            yield Webhook(self._connection, message)
+
+    def webhook(self, name: str) -> Webhook:
+        """The webhook of that id or full name.
+
+        Raises: NotFound.
+        """
+        request = webhook_service_pb2.GetWebhookRequest(name=full_name(self.project, "webhooks", name))
+        return Webhook(self._connection, self._connection.call(self._connection.webhooks.GetWebhook, request))
 
     def upload_dataset(self, path: str | Path) -> Dataset:
         """Upload a file or folder; files that the service already has are not sent again."""

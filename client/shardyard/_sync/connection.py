@@ -28,6 +28,8 @@ from shardyard.v1 import (
     checkpoint_service_pb2_grpc,
     dataset_service_pb2,
     dataset_service_pb2_grpc,
+    event_service_pb2,
+    event_service_pb2_grpc,
     job_service_pb2,
     job_service_pb2_grpc,
     log_service_pb2_grpc,
@@ -37,6 +39,8 @@ from shardyard.v1 import (
     model_service_pb2_grpc,
     server_service_pb2,
     server_service_pb2_grpc,
+    webhook_service_pb2,
+    webhook_service_pb2_grpc,
 )
 
 T = TypeVar("T")
@@ -44,10 +48,12 @@ T = TypeVar("T")
 _MODULES: Final = (
     checkpoint_service_pb2,
     dataset_service_pb2,
+    event_service_pb2,
     job_service_pb2,
     metric_service_pb2,
     model_service_pb2,
     server_service_pb2,
+    webhook_service_pb2,
 )
 
 
@@ -80,6 +86,8 @@ class Connection:
         self.checkpoints = checkpoint_service_pb2_grpc.CheckpointServiceStub(self._channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self.datasets = dataset_service_pb2_grpc.DatasetServiceStub(self._channel)
+        self.events = event_service_pb2_grpc.EventServiceStub(self._channel)
+        self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(self._channel)
         self.server = server_service_pb2_grpc.ServerServiceStub(self._channel)
 
     def close(self) -> None:
@@ -165,11 +173,13 @@ class Connection:
 
 
 def _repeatable_methods() -> list[tuple[str, str]]:
-    """Unary methods that are safe to call twice: all but Delete, which would answer NOT_FOUND the second time."""
+    """Unary methods that are safe to call twice: all but Delete, which would answer NOT_FOUND the second time, and
+    Rotate, which would replace the secret that nobody has seen yet.
+    """
     return [
         (service.full_name, method.name)
         for module in _MODULES
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
-        if not (method.client_streaming or method.server_streaming or method.name.startswith("Delete"))
+        if not (method.client_streaming or method.server_streaming or method.name.startswith(("Delete", "Rotate")))
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from shardyard._convert import read, read_event
 from shardyard._lines import sentences
@@ -16,6 +16,7 @@ from shardyard._sync import runtime
 from shardyard._sync.connection import Connection
 from shardyard._sync.resources import Dataset, Model, pages
 from shardyard._text import escaped
+from shardyard._updates import UpdateFields, update_request
 from shardyard.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -166,6 +167,18 @@ class Job:
         """
         request = job_service_pb2.ResumeJobRequest(name=self.name)
         self.message = self._connection.call(self._connection.jobs.ResumeJob, request)
+        return self.info
+
+    def update(self, *, etag: str = "", **fields: Unpack[UpdateFields]) -> JobInfo:
+        """Change what is given: `labels`, `annotations`, `display_name`, `external_uri`; until the job has ended also
+        `priority`, `queue`, `retry_max`, `max_run_time` and `keep_last`.
+
+        Of `labels` and `annotations` only the given keys change; a key that is None is removed. With an `etag`, such as
+        `info.etag`, the job must not have changed since. Raises: InvalidArgument; Aborted ETAG_MISMATCH;
+        FailedPrecondition INVALID_STATE once the job has ended.
+        """
+        request = update_request(self.name, etag, self._connection.project, fields)
+        self.message = self._connection.call(self._connection.jobs.UpdateJob, request)
         return self.info
 
     def delete(self) -> None:

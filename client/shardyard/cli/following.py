@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,6 +33,7 @@ def events(
     With --json each event has the cursor that continues after it.
     """
     last = after
+    elsewhere = project != (os.environ.get("SHARDYARD_PROJECT") or "default")
     with open_client(address, project) as client:
         try:
             for event in _found(client, after, kinds or [], limit, follow=follow):
@@ -39,7 +41,8 @@ def events(
                 last = event.cursor
         except KeyboardInterrupt:
             if not json:
-                again = command_line("events", "--follow", *(["--after", last] if last else []), address=address)
+                more = [*(["--after", last] if last else []), *(["--project", project] if elsewhere else [])]
+                again = command_line("events", "--follow", *more, address=address)
                 print(f"\nThe jobs continue. To follow them again from here:\n  {again}")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 

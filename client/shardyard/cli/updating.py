@@ -23,9 +23,7 @@ def update(
     ] = None,
     display_name: Annotated[str | None, typer.Option("--display-name", help="A name for people.")] = None,
     external_uri: Annotated[str | None, typer.Option("--external-uri", help="A link back to a page of yours.")] = None,
-    priority: Annotated[
-        str | None, typer.Option("--priority", help="best_effort, normal, high or critical.")
-    ] = None,
+    priority: Annotated[str | None, typer.Option("--priority", help="best_effort, normal, high or critical.")] = None,
     queue: Annotated[str | None, typer.Option("--queue", help="Another queue.")] = None,
     max_run_time: Annotated[str | None, typer.Option("--max-run-time", help="Such as 2h; none: no limit.")] = None,
     retry_max: Annotated[str | None, typer.Option("--retry-max", help="Failed attempts; none: the default.")] = None,

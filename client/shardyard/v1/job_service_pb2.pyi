@@ -207,7 +207,7 @@ class ListJobsRequest(_message.Message):
     page_token: _builtins.str
     """From the last answer, with the same other fields; empty: the first page."""
     filter: _builtins.str
-    """`FIELD OP VALUE` joined by AND, OP one of = != < <= > >= : and FIELD one of state, task, queue, priority, creator, display_name, external_uri, create_time, end_time, labels.KEY, annotations.KEY; empty: all."""
+    """`FIELD OP VALUE` joined by AND, OP one of = != < <= > >= : and FIELD one of state, task, queue, priority, creator, display_name, external_uri, create_time, end_time, labels.KEY, annotations.KEY (a KEY with spaces in backticks); empty: all."""
     order_by: _builtins.str
     """create_time, end_time, display_name or priority, with ` desc` or without; empty: `create_time desc`."""
     view: Global___JobView.ValueType

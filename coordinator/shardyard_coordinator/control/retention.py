@@ -45,7 +45,9 @@ _log = logging.getLogger(__name__)
 
 
 class Retention:
-    """Thins checkpoints after each new one and each update, removes the files of deleted jobs, and sweeps every ten minutes."""
+    """Thins checkpoints after each new one and each update of the job, removes the files of deleted jobs, and sweeps
+    every ten minutes.
+    """
 
     def __init__(self, store: Store, clock: Clock, trace: Trace, settings: ControlSettings) -> None:
         self._store = store

@@ -38,7 +38,8 @@ class EventKind(IntEnum):
 class NewJob:
     """A job to accept. `description` is a Job with only labels, annotations and external_uri.
 
-    `attributes` are what filters find in it, by the filters' names. `warnings` are the events of its plan's warnings, which follow the first event. `adds` is the part of a stored
+    `attributes` are what filters find in it, by the filters' names. `warnings` are the events of its plan's warnings,
+    which follow the first event. `adds` is the part of a stored
     model that it writes, such as `projects/p/models/m/exports/onnx`: one job at a time may; empty: none.
     """
 
@@ -383,7 +384,9 @@ class ResourceRecord:
 
 @dataclass(frozen=True)
 class WebhookRecord:
-    """A webhook. `disabled_us` is 0 while events are sent; `failed_us` is how long it has been failing, in service."""
+    """A webhook. `kinds` are numbers of EventKind, empty: all; `disabled_us` is 0 while events are sent; `failed_us` is
+    how long it has been failing, in service.
+    """
 
     id: int
     uid: str
@@ -391,7 +394,7 @@ class WebhookRecord:
     webhook_id: str
     version: int
     url: str
-    kinds: frozenset[EventKind]
+    kinds: frozenset[int]
     secret: bytes
     old_secret: bytes
     old_until_us: int

@@ -64,11 +64,15 @@ def _taken_apart(parts: SplitResult) -> Url:
     host = parts.hostname
     if not host or len(host) > 253 or "%" in host:
         raise ValueError("it has no host, or none that a URL can have")
-    port = parts.port if parts.port is not None else 443 if parts.scheme == "https" else 80
-    if port == 0:
-        raise ValueError("its port is 0")
+    try:
+        given = parts.port
+    except ValueError:
+        given = 0
+    if given == 0:
+        raise ValueError("its port is not one of 1 to 65535")
+    port = given or (443 if parts.scheme == "https" else 80)
     shown = f"[{host}]" if ":" in host else host
-    authority = shown if parts.port is None else f"{shown}:{port}"
+    authority = shown if given is None else f"{shown}:{port}"
     return Url(parts.scheme, host, port, authority, (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
 
 
@@ -107,8 +111,8 @@ class Addresses:
             return
         if not is_public(address):
             raise AddressRefused(
-                f"`{url.host}` leads to an address that is not public; use another host, or ask the operator to allow it "
-                "(`shardyard serve --webhook-allow`)"
+                f"`{url.host}` leads to an address that is not public; use another host, or ask the operator to "
+                "allow it (`shardyard serve --webhook-allow`)"
             )
         if url.scheme != "https":
             raise AddressRefused("http sends events in clear; use https")

@@ -48,6 +48,7 @@ class Batches:
             previews = [
                 await self._submitter.preview(each, made, call)
                 for each, made in zip(request.requests, new, strict=True)
+                if isinstance(made, NewJob)
             ]
             return pb.BatchCreateJobsResponse(jobs=previews)
         self._parts.trace.point("batch.planned")

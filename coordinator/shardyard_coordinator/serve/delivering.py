@@ -228,16 +228,17 @@ class _Course:
             raise refused
         changes = {"disabled_us": self._parts.clock.now_us(), "message": f"disabled: {refused.message}"}
         _log.warning("%s is disabled: %s", record.name, refused.message)
-        return await self._deliverer._record(partial(webhooks.disable, record=record, changes=changes)) or await self._read()
+        return (
+            await self._deliverer._record(partial(webhooks.disable, record=record, changes=changes))
+            or await self._read()
+        )
 
     async def _skip(self, record: WebhookRecord) -> WebhookRecord | None:
         self._skipped = 0
         moved = await self._deliverer._record(partial(webhooks.skip_to, record=record, place=self._place))
         return moved or await self._read()
 
-    async def _deliver(
-        self, record: WebhookRecord, events: list[LoggedEvent], end: Place
-    ) -> WebhookRecord | None:
+    async def _deliver(self, record: WebhookRecord, events: list[LoggedEvent], end: Place) -> WebhookRecord | None:
         """Delivers a batch, up to the first failure, or until the webhook is changed."""
         for logged in events:
             if record.kinds and logged.record.kind not in record.kinds:
@@ -253,7 +254,7 @@ class _Course:
             self._place, self._skipped = place, 0
             if self._uid in self._deliverer._changed:
                 return record
-        self._place = end
+        self._place, self._skipped = end, self._skipped + 1
         return await self._skip(record) if self._skipped >= _MAX_SKIPPED else record
 
     async def _attempt(self, record: WebhookRecord, logged: LoggedEvent, place: Place) -> WebhookRecord | None:
@@ -280,7 +281,9 @@ class _Course:
         failed_us = record.failed_us + round(since_s * 1e6)
         self._failed_s = now_s
         delay_s = min(patience.first_s * 2 ** min(record.failures, 32), patience.longest_s)
-        delay_s = max(delay_s * self._deliverer._rng.uniform(0.5, 1.0), min(answer.retry_after_s or 0.0, patience.longest_s))
+        delay_s = max(
+            delay_s * self._deliverer._rng.uniform(0.5, 1.0), min(answer.retry_after_s or 0.0, patience.longest_s)
+        )
         self._due_s = now_s + delay_s
         changes: dict[str, Any] = {
             "failures": record.failures + 1,

@@ -71,7 +71,7 @@ class EventService:
                 return _upwards(conn, project, kinds, start, pages.size)
             floor = given.position if given is not None else 0
             before = start.position if token is not None else project_log.END
-            return _downwards(conn, project, kinds, Place(before, start.removal), floor, pages.size)
+            return _downwards(conn, project, kinds, Place(before, start.removal), floor=floor, count=pages.size)
 
         page = await self._parts.store.read_many(query)
         return pb.ListEventsResponse(
@@ -152,7 +152,7 @@ def _upwards(conn: Connection, project: str, kinds: frozenset[int], place: Place
 
 
 def _downwards(
-    conn: Connection, project: str, kinds: frozenset[int], place: Place, floor: int, count: int
+    conn: Connection, project: str, kinds: frozenset[int], place: Place, *, floor: int, count: int
 ) -> _Page:
     """A page before a place and after the position `floor`, the newest first."""
     found: list[LoggedEvent] = []

@@ -30,7 +30,7 @@ MAX_CONDITIONS: Final = 32
 _TEXT_FIELDS: Final = ("task", "queue", "creator", "display_name", "external_uri")
 _MAPS: Final = ("labels.", "annotations.")
 _TERM: Final = re.compile(
-    r"\s*(?P<field>[A-Za-z_][A-Za-z_.]*(?:(?<=labels\.)[^\s=!<>:\"']{1,63}|(?<=annotations\.)[^\s=!<>:\"']{1,256})?)"
+    r"\s*(?P<field>[A-Za-z_][A-Za-z_.]*(?:(?<=labels\.|ations\.)(?:`[^`]{1,256}`|[^\s=!<>:\"']{1,256}))?)"
     r"\s*(?P<op>!=|<=|>=|=|<|>|:)\s*"
     r"(?:\"(?P<quoted>(?:[^\"\\]|\\.)*)\"|(?P<bare>[^\s\"']+))"
 )
@@ -61,9 +61,13 @@ def parse_filter(text: str) -> list[Condition]:
 
 def _conditions(text: str, at: int, field: str, op: str, value: str) -> list[Condition]:
     if field.startswith(_MAPS) and not field.endswith("."):
-        return [Condition(field, op, value)]
+        owner, _, key = field.partition(".")
+        # A key with spaces or operators is written in backticks.
+        is_quoted = len(key) > 2 and key[0] == key[-1] == "`"
+        return [Condition(f"{owner}.{key[1:-1] if is_quoted else key}", op, value)]
     if field not in FIELDS:
-        _refuse(text, at, f"there is no field {show(field)}; use one of {', '.join(FIELDS)}, labels.KEY, annotations.KEY")
+        known = ", ".join((*FIELDS, "labels.KEY", "annotations.KEY"))
+        _refuse(text, at, f"there is no field {show(field)}; use one of {known}")
     if field == "task" and op in ("=", "!=") and value not in tasks():
         _refuse(text, at, f"{show(value)} is not a task; use one of {', '.join(tasks())}")
     if field in _TEXT_FIELDS:

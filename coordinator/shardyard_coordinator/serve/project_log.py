@@ -50,8 +50,8 @@ class Cursors:
     def require_kept(self, conn: Connection, project: str, place: Place, field: str) -> Place:
         """The same position, current now.
 
-        Raises: Refused CURSOR_EXPIRED if events after it were removed since; CURSOR_AHEAD if there is no such event yet,
-        because the store was restored from a backup.
+        Raises: Refused CURSOR_EXPIRED if events after it were removed since; CURSOR_AHEAD if there is no such event
+        yet, because the store was restored from a backup.
         """
         current = Place(place.position, project_log.last_removal(conn, project))
         if not project_log.is_kept(conn, project, place):

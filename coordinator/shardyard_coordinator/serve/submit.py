@@ -107,10 +107,9 @@ class Submitter:
             plan.time.cost, plan.time.currency = plan.time.slot_hours * price, self._parts.currency
         return plan
 
-    async def preview(
-        self, request: job_service_pb2.CreateJobRequest, new: NewJob | JobRecord, call: Call
-    ) -> job_pb2.Job:
+    async def preview(self, request: job_service_pb2.CreateJobRequest, new: NewJob, call: Call) -> job_pb2.Job:
         """What the job would be. Raises: Refused JOB_EXISTS, REQUEST_ID_REUSED."""
+
         def check(conn: Connection) -> None:
             if new.request_id and submissions.find_request(conn, call.principal, new.request_id, new.fingerprint):
                 return  # Without validate_only it would return the job that it has made.

@@ -28,15 +28,19 @@ def update_job(
 ) -> JobRecord:
     """Changes the fields of the request's mask, which was checked; a job that is so already stays as it is.
 
-    With `validate_only` nothing is written. Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE, QUEUE_NOT_FOUND,
-    and with every field that would be too large.
+    With `validate_only` nothing is written. Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE,
+    QUEUE_NOT_FOUND, and with every field that would be too large.
     """
     job, wanted, paths = jobs.get_job(conn, project, job_id), request.job, list(request.update_mask.paths)
     jobs.check_etag(job, wanted.etag)
     if job.state.is_terminal and any(path.partition(".")[0] not in ALWAYS for path in paths):
         raise jobs.invalid_state(job, f"only {', '.join(ALWAYS)} can be changed once it has ended")
     description = job_pb2.Job.FromString(job.description)
-    changes = {**_described(job, description, wanted, paths), **_scheduled(wanted, paths), **_limits(job, wanted, paths)}
+    changes = {
+        **_described(job, description, wanted, paths),
+        **_scheduled(wanted, paths),
+        **_limits(job, wanted, paths),
+    }
     changes = {name: value for name, value in changes.items() if getattr(job, name) != value}
     if not changes:
         return job
@@ -56,9 +60,7 @@ def _event(paths: Sequence[str], actor: Actor) -> Any:
     return encode.draft(EventKind.UPDATED, job_pb2.JobEvent(updated=updated))
 
 
-def _described(
-    job: JobRecord, description: job_pb2.Job, wanted: job_pb2.Job, paths: Sequence[str]
-) -> dict[str, Any]:
+def _described(job: JobRecord, description: job_pb2.Job, wanted: job_pb2.Job, paths: Sequence[str]) -> dict[str, Any]:
     """Changes the description in place; returns the columns of the row that it and the display name are in."""
     for path in paths:
         if path in MAPS:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from shardyard.v1 import webhook_service_pb2 as pb
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import DeliveryRecord, EventKind, Place, WebhookRecord
+from shardyard_coordinator.domain.records import DeliveryRecord, Place, WebhookRecord
 from shardyard_coordinator.serve import signing
 from shardyard_coordinator.serve.addresses import Addresses, AddressRefused, parse_url
 from shardyard_coordinator.serve.call import Behaviour, Call
@@ -196,9 +196,7 @@ class WebhookService:
         return webhook
 
 
-def _new(
-    request: pb.CreateWebhookRequest, project: str, principal: str, place: Place, now_us: int
-) -> WebhookRecord:
+def _new(request: pb.CreateWebhookRequest, project: str, principal: str, place: Place, now_us: int) -> WebhookRecord:
     wanted = request.webhook
     digest = hashlib.sha256(wanted.SerializeToString(deterministic=True)).digest()
     return WebhookRecord(
@@ -230,5 +228,5 @@ def _new(
     )
 
 
-def _kinds(webhook: pb.Webhook) -> frozenset[EventKind]:
-    return frozenset(EventKind(int(kind)) for kind in webhook.kinds)
+def _kinds(webhook: pb.Webhook) -> frozenset[int]:
+    return frozenset(int(kind) for kind in webhook.kinds)

@@ -196,7 +196,7 @@ def webhook_to_proto(record: WebhookRecord, cursor: str) -> webhook_service_pb2.
         uid=record.uid,
         etag=record.etag,
         url=record.url,
-        kinds=sorted(int(each) for each in record.kinds),  # type: ignore[arg-type]
+        kinds=sorted(record.kinds),  # type: ignore[arg-type]
         disabled=bool(record.disabled_us),
         state=state,
         message=record.message,

@@ -25,9 +25,7 @@ _COLUMNS = (
     _job.job_id,
 )
 _LOG = select(*_COLUMNS).outerjoin_from(tables.event, tables.job, _job.uid == _event.job_uid)
-_AFTER = Prepared(
-    _LOG.where(_event.position > bindparam("after")).order_by(_event.position).limit(bindparam("most"))
-)
+_AFTER = Prepared(_LOG.where(_event.position > bindparam("after")).order_by(_event.position).limit(bindparam("most")))
 _BEFORE = Prepared(
     _LOG.where(_event.position < bindparam("before")).order_by(_event.position.desc()).limit(bindparam("most"))
 )
@@ -137,5 +135,3 @@ def _remove(conn: Connection, project: str, job_uid: str, up_to: int | None) -> 
     _EXCEEDED.run(conn, project=project, up_to=up_to)
     _NOTE.run(conn, [{"project": project, "number": number, "up_to": up_to}])
     return removed
-
-

@@ -135,7 +135,8 @@ def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) ->
     rows = [_row(each, now_us) for each in submissions]
     ids = dict(_INSERT_JOB.run(conn, rows))
     insert_findable(
-        conn, [Findable(new.uid, ids[new.uid], new.project, now_us, new.labels, new.attributes) for new, _ in submissions]
+        conn,
+        [Findable(new.uid, ids[new.uid], new.project, now_us, new.labels, new.attributes) for new, _ in submissions],
     )
     uses = [
         {"job_uid": new.uid, "resource": name}

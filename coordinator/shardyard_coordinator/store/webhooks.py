@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import DeliveryRecord, EventKind, Place, WebhookRecord
+from shardyard_coordinator.domain.records import DeliveryRecord, Place, WebhookRecord
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.jobs import ANY_ETAG
 from shardyard_coordinator.store.sql import Prepared, PreparedInsert, PreparedUpdate
@@ -35,9 +35,7 @@ _NUMBER = Prepared(
 )
 _ADD_DELIVERY = PreparedInsert(tables.delivery, ("webhook_uid", *_DELIVERY_FIELDS))
 _FORGET = Prepared(
-    delete(tables.delivery).where(
-        _delivery.webhook_uid == bindparam("webhook"), _delivery.number <= bindparam("up_to")
-    )
+    delete(tables.delivery).where(_delivery.webhook_uid == bindparam("webhook"), _delivery.number <= bindparam("up_to"))
 )
 MAX_WEBHOOKS = 20
 """Of one project."""
@@ -144,7 +142,7 @@ def skip_to(conn: Connection, record: WebhookRecord, place: Place) -> WebhookRec
 
 
 def disable(conn: Connection, record: WebhookRecord, changes: Mapping[str, Any]) -> WebhookRecord | None:
-    """The service stops sending, for a reason that `changes` give. None if the webhook was updated or deleted meanwhile."""
+    """The service stops sending; `changes` say why. None if the webhook was updated or deleted meanwhile."""
     return _moved(conn, record, changes)
 
 
@@ -166,7 +164,7 @@ def record_failure(
 
 
 def record_attempt(conn: Connection, uid: str, delivery: DeliveryRecord) -> DeliveryRecord:
-    """Adds an attempt to the list, which keeps the newest ones; returns it with its number. The webhook is not changed."""
+    """Adds an attempt to the list, which keeps the newest ones; returns it with its number. The place stays."""
     row = _NUMBER.run(conn, webhook=uid).first()
     numbered = dataclasses.replace(delivery, number=row[0] if row is not None else 0)
     if row is not None:
@@ -205,11 +203,11 @@ def _find(conn: Connection, project: str, webhook_id: str) -> WebhookRecord | No
 
 def _from_row(row: Row[Any] | tuple[Any, ...]) -> WebhookRecord:
     values = dict(zip(_FIELDS, row, strict=True))
-    values["kinds"] = frozenset(EventKind(int(each)) for each in values["kinds"].split(",") if each)
+    values["kinds"] = frozenset(int(each) for each in values["kinds"].split(",") if each)
     for name in ("old_secret", "fingerprint"):
         values[name] = values[name] or b""
     return WebhookRecord(**values)
 
 
-def _written(kinds: frozenset[EventKind]) -> str:
-    return ",".join(str(int(each)) for each in sorted(kinds))
+def _written(kinds: frozenset[int]) -> str:
+    return ",".join(map(str, sorted(kinds)))

@@ -31,6 +31,7 @@ MAX_ANNOTATION_BYTES: Final = 64 * 1024
 MAX_INSTANCE_BYTES: Final = 64 * 1024
 MAX_IMAGE_BYTES: Final = 4_000_000
 MAX_SHOWN_INSTANCES: Final = 100
+_MAX_BATCH: Final = 100
 _INPUTS: Final = tuple(field.name for field in models.Instance.DESCRIPTOR.oneofs_by_name["input"].fields)
 
 OUTPUT_ONLY: Final = (
@@ -123,9 +124,8 @@ def validate(request: Message) -> None:
             clear_output_only(each.job)
     if found := _COUNTS.violations(request):
         raise refused_fields(found)
-    if isinstance(request, jobs.UpdateJobRequest):
-        if found := updates.narrow_job(request, OUTPUT_ONLY):
-            raise refused_fields(found)
+    if isinstance(request, jobs.UpdateJobRequest) and (found := updates.narrow_job(request, OUTPUT_ONLY)):
+        raise refused_fields(found)
     if found := _sizes(request):
         raise refused_fields(found)
     found = _rules(request)
@@ -166,11 +166,11 @@ def _rules(request: Message) -> Found:
 
 
 def _with_jobs(request: Message) -> list[tuple[str, jobs.CreateJobRequest | jobs.PlanJobRequest]]:
-    """The jobs to be that a request has, each with the beginning of its fields' paths."""
+    """The jobs to be that a request has, each with the beginning of its fields' paths; of too many the first ones."""
     if isinstance(request, jobs.CreateJobRequest | jobs.PlanJobRequest):
         return [("", request)]
     if isinstance(request, jobs.BatchCreateJobsRequest):
-        return [(f"requests[{at}].", each) for at, each in enumerate(request.requests)]
+        return [(f"requests[{at}].", each) for at, each in enumerate(request.requests[:_MAX_BATCH])]
     return []
 
 

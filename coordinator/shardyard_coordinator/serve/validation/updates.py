@@ -29,7 +29,7 @@ Found = list[FieldViolation]
 
 
 def narrow_job(request: jobs.UpdateJobRequest, output_only: Sequence[str]) -> Found:
-    """Leaves only the masked fields in the request's job, and every one of them in its mask; the violations of the mask.
+    """Leaves only the masked fields in the request's job, and names each in its mask; returns the mask's violations.
 
     Without a mask the fields that are set are meant, all of which must be such that may change.
     """

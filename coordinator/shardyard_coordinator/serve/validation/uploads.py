@@ -55,6 +55,7 @@ _FILE_INDEX: Final = re.compile(r"^files\[([0-9]+)\]")
 
 
 def check_upload(request: models.CreateModelRequest | datasets.CreateDatasetRequest, found: Found) -> None:
+    """The rules of a header: names, paths, and files that are also folders."""
     if request.WhichOneof("message") == "header":
         _check_header(request.header, found)
 
