@@ -66,21 +66,21 @@ class Deliverer:
         timeouts: Timeouts | None = None,
         patience: Patience | None = None,
     ) -> None:
-        self._parts = parts
-        self._project_log = log
-        self._fanout = fanout
+        self.parts = parts
+        self.log = log
+        self.fanout = fanout
         self._addresses = addresses
         self._timeouts = timeouts or Timeouts()
-        self._patience = patience or Patience()
+        self.patience = patience or Patience()
         self._tls = ssl.create_default_context()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._changed: set[str] = set()
+        self.changed: set[str] = set()
         self._testing: set[str] = set()
-        self._rng = random.Random()
+        self.rng = random.Random()
 
     async def start(self) -> None:
         """Begins to deliver for every webhook of the store."""
-        for record in await self._parts.store.read_many(webhooks.list_webhooks):
+        for record in await self.parts.store.read_many(webhooks.list_webhooks):
             if not record.disabled_us:
                 self.look_again(record.uid)
 
@@ -94,11 +94,11 @@ class Deliverer:
 
     def look_again(self, uid: str) -> None:
         """A webhook was made or changed: it is read again, and what is due is sent at once."""
-        self._changed.add(uid)
+        self.changed.add(uid)
         task = self._tasks.get(uid)
         if task is None or task.done():
             self._tasks[uid] = asyncio.create_task(self._run(uid))
-        self._fanout.wake(webhook_of(uid))
+        self.fanout.wake(webhook_of(uid))
 
     async def test(self, record: WebhookRecord) -> DeliveryRecord | None:
         """Sends one request of type `webhook.test`; None if another test of the webhook is being sent."""
@@ -106,12 +106,12 @@ class Deliverer:
             return None
         self._testing.add(record.uid)
         try:
-            post = signing.test_post(self._parts.clock.now_us())
+            post = signing.test_post(self.parts.clock.now_us())
             with contextlib.closing(self._receiver()) as receiver:
-                delivery, _ = await self._send(receiver, record, post, attempt=1)
+                delivery, _ = await self.send(receiver, record, post, attempt=1)
         finally:
             self._testing.discard(record.uid)
-        numbered: DeliveryRecord = await self._record(
+        numbered: DeliveryRecord = await self.record(
             partial(webhooks.record_attempt, uid=record.uid, delivery=delivery)
         )
         if delivery.delivered:
@@ -123,7 +123,7 @@ class Deliverer:
             try:
                 with contextlib.closing(self._receiver()) as receiver:
                     await _Course(self, uid, receiver).run()
-                if uid not in self._changed:
+                if uid not in self.changed:
                     del self._tasks[uid]
                     return
             except Refused as refused:  # The store is full or busy; the event is sent again.
@@ -135,11 +135,11 @@ class Deliverer:
     def _receiver(self) -> Receiver:
         return Receiver(self._addresses, self._tls, self._timeouts)
 
-    async def _send(
+    async def send(
         self, receiver: Receiver, record: WebhookRecord, post: Post, *, attempt: int
     ) -> tuple[DeliveryRecord, Answer]:
         """One attempt: what became of it, and the answer, which has status 0 if there was none."""
-        clock = self._parts.clock
+        clock = self.parts.clock
         now_us, begun_s = clock.now_us(), clock.monotonic_s()
         keys = [record.secret, *([record.old_secret] if record.old_until_us > now_us else [])]
         answer, message = Answer(0), ""
@@ -153,12 +153,13 @@ class Deliverer:
             if 300 <= answer.status < 400:
                 message += "; redirects are not followed: give the URL that they lead to"
         duration_us = round((clock.monotonic_s() - begun_s) * 1e6)
-        self._parts.trace.point("webhook.answered")
+        self.parts.trace.point("webhook.answered")
         made = DeliveryRecord(0, post.id, post.type, attempt, delivered, answer.status, message, now_us, duration_us)
         return made, answer
 
-    async def _record(self, operation: Callable[[Connection], Any]) -> Any:
-        return await self._parts.store.write(operation, SYSTEM)
+    async def record(self, operation: Callable[[Connection], Any]) -> Any:
+        """Runs an operation of the store as the service itself."""
+        return await self.parts.store.write(operation, SYSTEM)
 
 
 class _Course:
@@ -166,9 +167,9 @@ class _Course:
 
     def __init__(self, deliverer: Deliverer, uid: str, receiver: Receiver) -> None:
         self._deliverer = deliverer
-        self._parts = deliverer._parts
-        self._fanout = deliverer._fanout
-        self._patience = deliverer._patience
+        self._parts = deliverer.parts
+        self._fanout = deliverer.fanout
+        self._patience = deliverer.patience
         self._uid = uid
         self._receiver = receiver
         # Ahead of the row's by events of other kinds, which are not worth a write each.
@@ -183,15 +184,15 @@ class _Course:
         record = await self._read()
         while record is not None and not record.disabled_us:
             with self._fanout.interest(*keys) as waiter:
-                if self._uid in self._deliverer._changed:
+                if self._uid in self._deliverer.changed:
                     record = await self._read()
                     continue
                 left_s = self._due_s - self._parts.clock.monotonic_s()
                 if left_s > 0:
-                    await self._fanout_or(left_s)
+                    await self._wait_out(left_s)
                     continue
                 try:
-                    batch = await self._deliverer._project_log.after(record.project, self._place)
+                    batch = await self._deliverer.log.after(record.project, self._place)
                 except Refused as refused:
                     record = await self._lose(record, refused)
                     continue
@@ -202,7 +203,7 @@ class _Course:
 
     async def _read(self) -> WebhookRecord | None:
         """The row as it is now, which a user has changed or this course begins with: nothing is waited for."""
-        self._deliverer._changed.discard(self._uid)
+        self._deliverer.changed.discard(self._uid)
         record = await self._parts.store.read(partial(webhooks.find_webhook, uid=self._uid))
         if record is not None:
             self._place, self._skipped, self._due_s = record.place, 0, 0.0
@@ -210,7 +211,7 @@ class _Course:
                 self._failed_s = None
         return record
 
-    async def _fanout_or(self, left_s: float) -> None:
+    async def _wait_out(self, left_s: float) -> None:
         """Waits out a back-off, unless the webhook is changed; the clock may be one that only tests move."""
         with self._fanout.interest(webhook_of(self._uid)) as waiter:
             await self._fanout.changed(waiter, min(left_s, self._patience.look_s))
@@ -229,13 +230,13 @@ class _Course:
         changes = {"disabled_us": self._parts.clock.now_us(), "message": f"disabled: {refused.message}"}
         _log.warning("%s is disabled: %s", record.name, refused.message)
         return (
-            await self._deliverer._record(partial(webhooks.disable, record=record, changes=changes))
+            await self._deliverer.record(partial(webhooks.disable, record=record, changes=changes))
             or await self._read()
         )
 
     async def _skip(self, record: WebhookRecord) -> WebhookRecord | None:
         self._skipped = 0
-        moved = await self._deliverer._record(partial(webhooks.skip_to, record=record, place=self._place))
+        moved = await self._deliverer.record(partial(webhooks.skip_to, record=record, place=self._place))
         return moved or await self._read()
 
     async def _deliver(self, record: WebhookRecord, events: list[LoggedEvent], end: Place) -> WebhookRecord | None:
@@ -252,25 +253,25 @@ class _Course:
             if record.failures:
                 return record
             self._place, self._skipped = place, 0
-            if self._uid in self._deliverer._changed:
+            if self._uid in self._deliverer.changed:
                 return record
         self._place, self._skipped = end, self._skipped + 1
         return await self._skip(record) if self._skipped >= _MAX_SKIPPED else record
 
     async def _attempt(self, record: WebhookRecord, logged: LoggedEvent, place: Place) -> WebhookRecord | None:
         """Sends one event and records what became of it; None if the webhook was changed meanwhile."""
-        cursor = self._deliverer._project_log.cursors.make(record.project, place)
+        cursor = self._deliverer.log.cursors.make(record.project, place)
         post = signing.event_post(logged.record.kind, encode.project_event_to_proto(logged, cursor))
-        delivery, answer = await self._deliverer._send(self._receiver, record, post, attempt=record.failures + 1)
+        delivery, answer = await self._deliverer.send(self._receiver, record, post, attempt=record.failures + 1)
         if delivery.delivered:
             self._failed_s, self._due_s = None, 0.0
             done = partial(webhooks.record_success, record=record, delivery=delivery, place=place)
-            moved: WebhookRecord | None = await self._deliverer._record(done)
+            moved: WebhookRecord | None = await self._deliverer.record(done)
             self._parts.trace.point("webhook.delivered")
             return moved
         changes = self._after_failure(record, delivery, answer)
         failed = partial(webhooks.record_failure, record=record, delivery=delivery, changes=changes)
-        kept: WebhookRecord | None = await self._deliverer._record(failed)
+        kept: WebhookRecord | None = await self._deliverer.record(failed)
         return kept
 
     def _after_failure(self, record: WebhookRecord, delivery: DeliveryRecord, answer: Answer) -> dict[str, Any]:
@@ -282,7 +283,7 @@ class _Course:
         self._failed_s = now_s
         delay_s = min(patience.first_s * 2 ** min(record.failures, 32), patience.longest_s)
         delay_s = max(
-            delay_s * self._deliverer._rng.uniform(0.5, 1.0), min(answer.retry_after_s or 0.0, patience.longest_s)
+            delay_s * self._deliverer.rng.uniform(0.5, 1.0), min(answer.retry_after_s or 0.0, patience.longest_s)
         )
         self._due_s = now_s + delay_s
         changes: dict[str, Any] = {

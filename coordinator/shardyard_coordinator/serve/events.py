@@ -151,9 +151,7 @@ def _upwards(conn: Connection, project: str, kinds: frozenset[int], place: Place
     return _Page(found, place, True)
 
 
-def _downwards(
-    conn: Connection, project: str, kinds: frozenset[int], place: Place, *, floor: int, count: int
-) -> _Page:
+def _downwards(conn: Connection, project: str, kinds: frozenset[int], place: Place, *, floor: int, count: int) -> _Page:
     """A page before a place and after the position `floor`, the newest first."""
     found: list[LoggedEvent] = []
     size = 0
