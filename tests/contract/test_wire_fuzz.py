@@ -42,7 +42,7 @@ WORDS = [
 # What names are called: mostly right, so that calls get past the first rule.
 RIGHT = {
     "JobService": STORY, "LogService": STORY, "MetricService": STORY, "CheckpointService": f"{STORY}/checkpoints/e1-s1",
-    "DatasetService": CORPUS, "ModelService": f"{PARENT}/models/m",
+    "DatasetService": CORPUS, "ModelService": f"{PARENT}/models/m", "WebhookService": f"{PARENT}/webhooks/hook",
 }  # fmt: skip
 
 
@@ -55,7 +55,21 @@ def seed(method: MethodDescriptor) -> Message:
         made.parent = PARENT
         made.job.CopyFrom(whole.job)
     elif "parent" in method.input_type.fields_by_name:
-        made.parent = STORY if method.name in ("ListAttempts", "ListCheckpoints") else PARENT
+        of_story = method.name in ("ListAttempts", "ListCheckpoints")
+        of_webhook = method.name == "ListDeliveries"
+        made.parent = STORY if of_story else RIGHT["WebhookService"] if of_webhook else PARENT
+    if method.name == "BatchCreateJobs":
+        made.requests.add().job.CopyFrom(create().job)
+    elif method.name == "UpdateJob":
+        made.job.name = STORY
+        made.update_mask.paths.append("labels")
+    elif method.name == "BatchCancelJobs":
+        made.names.append(STORY)
+    elif method.name == "CreateWebhook":
+        made.webhook_id, made.webhook.url = "hook", "https://127.0.0.1/"
+    elif method.name == "UpdateWebhook":
+        made.webhook.name = RIGHT["WebhookService"]
+        made.update_mask.paths.append("kinds")
     for field in ("name", "model"):
         if field in method.input_type.fields_by_name and method.containing_service.name in RIGHT:
             setattr(made, field, RIGHT[method.containing_service.name])

@@ -116,7 +116,7 @@ async def test_jobs_are_updated_and_cancelled_by_the_sdk(service: Service) -> No
             await client.cancel_all([*jobs, "none"])
         assert [each.field for each in missing.value.violations] == ["names[3]"]
         assert {info.state for info in await client.cancel_all(jobs)} == {"cancelled"}
-        with pytest.raises(shardyard.InvalidArgument) as refused:
+        with pytest.raises(shardyard.NotFound) as refused:
             await client.submit_all([draft("a"), {"job": {**draft("b")["job"], "queue": "none"}}])
         assert [each.field for each in refused.value.violations] == ["requests[1].job.queue"]
 

@@ -34,7 +34,7 @@ async def _live(folder: Path, listening: Listening, point: str, nth: int) -> Non
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     child = await asyncio.create_subprocess_exec(*command, env=environment, cwd=ROOT)
     before = len(listening.received)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(600):
         if point == "-":
             while (len(listening.received) < before + nth) if nth else (len(listening.accepted) < 30):
                 await asyncio.sleep(0.01)
