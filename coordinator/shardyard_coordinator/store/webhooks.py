@@ -112,7 +112,7 @@ def list_webhooks(
 
 
 def update_webhook(conn: Connection, record: WebhookRecord, changes: Mapping[str, Any], now_us: int) -> WebhookRecord:
-    """Changes columns of a webhook as a user wants it; it then tries at once, and its failures count anew.
+    """Changes columns of a webhook as a user wants it; it then tries at once, and its failures count from zero.
 
     `record` is the row as it was read in this transaction.
     """
