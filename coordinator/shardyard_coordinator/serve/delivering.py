@@ -21,7 +21,8 @@ from sqlalchemy import Connection
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import DeliveryRecord, LoggedEvent, Place, WebhookRecord
+from shardyard_coordinator.domain.records import LoggedEvent, Place
+from shardyard_coordinator.domain.webhooks import DeliveryRecord, WebhookRecord
 from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve import signing
 from shardyard_coordinator.serve.addresses import Addresses

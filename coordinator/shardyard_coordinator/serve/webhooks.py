@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 from shardyard.v1 import webhook_service_pb2 as pb
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import DeliveryRecord, Place, WebhookRecord
+from shardyard_coordinator.domain.records import Place
+from shardyard_coordinator.domain.webhooks import DeliveryRecord, WebhookRecord
 from shardyard_coordinator.serve import signing
 from shardyard_coordinator.serve.addresses import Addresses, AddressRefused, parse_url
 from shardyard_coordinator.serve.call import Behaviour, Call

@@ -19,7 +19,6 @@ from shardyard_coordinator.domain.records import (
     AttemptRecord,
     CheckpointRecord,
     CheckpointState,
-    DeliveryRecord,
     EventDraft,
     EventKind,
     EventRecord,
@@ -27,9 +26,9 @@ from shardyard_coordinator.domain.records import (
     JobRecord,
     LoggedEvent,
     ResourceRecord,
-    WebhookRecord,
 )
 from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.domain.webhooks import DeliveryRecord, WebhookRecord
 from shardyard_coordinator.store import bounds
 
 _STATES = {state: job_pb2.State.Value(f"STATE_{state.value}") for state in JobState}

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select,
 
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import DeliveryRecord, Place, WebhookRecord
+from shardyard_coordinator.domain.records import Place
+from shardyard_coordinator.domain.webhooks import DeliveryRecord, WebhookRecord
 from shardyard_coordinator.store import tables
 from shardyard_coordinator.store.jobs import ANY_ETAG
 from shardyard_coordinator.store.sql import Prepared, PreparedInsert, PreparedUpdate
