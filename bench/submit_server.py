@@ -25,9 +25,11 @@ from helpers.service import ANSWERS
 from shardyard.v1 import job_pb2, job_service_pb2
 from shardyard_coordinator.launch.protocols import Compute, Launcher, Node
 from shardyard_coordinator.main import Coordinator
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.call import Call, method_of
 from shardyard_coordinator.serve.guard import GuardedServer
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.protection import Authentication
 from shardyard_coordinator.serve.validation.requests import validate
 from shardyard_coordinator.settings import LauncherKind, Settings
 
@@ -44,7 +46,10 @@ class OnScriptedCluster(Coordinator):
         async with super()._running() as running:
             descriptor = job_service_pb2.DESCRIPTOR.services_by_name["JobService"].methods_by_name["CreateJob"]
             nothing = GuardedServer(
-                [method_of(descriptor, job_service_pb2.CreateJobRequest, do_nothing)], validate, Limits()
+                [method_of(descriptor, job_service_pb2.CreateJobRequest, do_nothing)],
+                validate,
+                Limits(),
+                Access(Authentication(), self._clock),
             )
             print(f"does nothing on 127.0.0.1:{nothing.bind('127.0.0.1:0')};", file=self._output, flush=True)
             await nothing.start()

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from shardyard_coordinator.domain.access import GRANTS, Permission, Role
 from shardyard_coordinator.domain.causes import VERDICTS, Cause
 from shardyard_coordinator.domain.reasons import MEANINGS, Reason
 from shardyard_coordinator.domain.states import TRANSITIONS, JobState
+from shardyard_coordinator.serve.permissions import PERMISSIONS, Needs, Where
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -102,9 +104,46 @@ def reasons_table() -> str:
     )
 
 
+def methods_table() -> str:
+    """Every method with who may call it, and where."""
+    return rows(
+        ("Method", *(str(role) for role in Role), "Where"),
+        [
+            (
+                f"`{path.rpartition('.')[2].replace('/', '.')}`",
+                *(mark(needs, role) for role in Role),
+                PLACES[needs.where],
+            )
+            for path, needs in PERMISSIONS.items()
+            if needs.permission not in (Permission.OPEN, Permission.KNOWN)
+        ],
+    )
+
+
+def short(path: str) -> str:
+    """`JobService.GetJob` of a method's path."""
+    return path.rpartition(".")[2].replace("/", ".")
+
+
+def mark(needs: Needs, role: Role) -> str:
+    """Whether a role allows a method: `yes`, `own` (what the caller made itself), or nothing."""
+    if needs.permission not in GRANTS[role]:
+        return ""
+    return "own" if needs.only_own and Permission.ADMIN not in GRANTS[role] else "yes"
+
+
+PLACES: dict[Where, str] = {
+    Where.PROJECT: "the project of the request",
+    Where.VISIBLE: "the project of the request; `projects/-` shows what may be seen",
+    Where.SOMEWHERE: "any project",
+    Where.EVERYWHERE: "all projects",
+}
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "states.md": {"transitions": states_table, "causes": causes_table},
     "errors.md": {"reasons": reasons_table},
+    "security.md": {"methods": methods_table},
 }
 
 

@@ -23,10 +23,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardyard._async.access import AsyncAccess
     from shardyard._async.client import AsyncClient
     from shardyard._async.job import AsyncJob
     from shardyard._async.resources import AsyncDataset, AsyncModel
     from shardyard._async.webhooks import AsyncWebhook
+    from shardyard._sync.access import Access
     from shardyard._sync.client import Client
     from shardyard._sync.job import Job
     from shardyard._sync.resources import Dataset, Model
@@ -120,9 +122,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "shardyard._async.access": ("AsyncAccess",),
     "shardyard._async.client": ("AsyncClient",),
     "shardyard._async.job": ("AsyncJob",),
     "shardyard._async.resources": ("AsyncDataset", "AsyncModel"),
+    "shardyard._sync.access": ("Access",),
     "shardyard._async.webhooks": ("AsyncWebhook",),
     "shardyard._sync.client": ("Client",),
     "shardyard._sync.job": ("Job",),
@@ -218,10 +222,12 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Aborted",
+    "Access",
     "Adapter",
     "AlreadyExists",
     "Answer",
     "Architecture",
+    "AsyncAccess",
     "AsyncClient",
     "AsyncDataset",
     "AsyncJob",

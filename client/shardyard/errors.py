@@ -230,13 +230,23 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     reason, metadata, violations, retry_after = _details(error.trailing_metadata() or ())
     if kind is Unavailable and not reason and address:
         metadata["transport"] = message
-        if "settings frame" in message.lower():  # The port is open, but no gRPC server answers.
+        lower = message.lower()
+        if "certificate_verify_failed" in lower or "hostname verification" in lower:
+            message = (
+                f"the certificate of {address} is for another name, or not one that the authority of --ca vouches for; "
+                "give the authority's file, and the name in the certificate"
+            )
+        elif "wrong_version_number" in lower:
+            message = f"what listens at {address} does not speak TLS; leave --ca out if that is meant"
+        elif "ssl" in lower or "tls" in lower or "handshake" in lower:
+            message = f"no TLS connection to {address}: {message}; does the service want a client certificate?"
+        elif "settings frame" in lower:  # The port is open, but no gRPC server answers.
             metadata["hangs"] = "true"
             message = (
                 f"what listens at {address} does not answer; if that is the service, see its log, or end it "
                 "(`kill -9` its process) and start it again: what it has accepted is not lost"
             )
-        elif "connect" in message.lower():
+        elif "connect" in lower:
             message = f"no service answers at {address}; start one with `shardyard serve --address {address}`"
         else:
             message = f"the connection to {address} broke: {message}"

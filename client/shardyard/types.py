@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from shardyard.choosing_types import *  # noqa: F403 - one name for users, four files.
+from shardyard.access_types import *  # noqa: F403 - one name for users, five files.
+from shardyard.choosing_types import *  # noqa: F403
 from shardyard.job_types import *  # noqa: F403
 from shardyard.webhook_types import *  # noqa: F403
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import gc
-import json
 import logging
 import os
 import signal
@@ -35,14 +34,19 @@ from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import ProcessCompute, Size
 from shardyard_coordinator.launch.protocols import Compute, Launcher
 from shardyard_coordinator.launch.rank_env import torch_hub_cache, torch_hub_folders
-from shardyard_coordinator.launch.ray_head import EmbeddedHead, started_at
+from shardyard_coordinator.launch.ray_head import EmbeddedHead
 from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
+from shardyard_coordinator.record import remove_record, write_record
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Clock, NullTrace, SystemClock, Trace
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.app import App, Info, make_door
+from shardyard_coordinator.serve.certificates import Tls, TlsUnusable
 from shardyard_coordinator.serve.door import Door
+from shardyard_coordinator.serve.first_admin import FILE, ensure_admin
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.parts import Parts
+from shardyard_coordinator.serve.scrub import redact_logs
 from shardyard_coordinator.serve.tokens import Tokens
 from shardyard_coordinator.settings import LauncherKind, Settings
 from shardyard_coordinator.store import attempts
@@ -63,10 +67,11 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
 
     0: stopped normally. 69: the address is taken, a folder cannot be made, or the store's server is away. 75: another
     coordinator uses the store, or took it over. 74: the disk failed or is full. 65: the store is broken. 78: the store
-    is of a newer version, its server or database does not fit, the storage belongs to another store, or something else
-    is at the path of one of the service's files.
+    is of a newer version, its server or database does not fit, the storage belongs to another store, the files of TLS
+    cannot be used, or something else is at the path of one of the service's files.
     """
-    logging.basicConfig(stream=errors, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(stream=errors, level=logging.WARNING)
+    redact_logs("%(asctime)s %(levelname)s %(name)s %(message)s")
     _reach_this_machine_directly()
     # Files made from here on, by libraries and child processes too, are for this account alone.
     before = os.umask(0o077)
@@ -78,6 +83,9 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     except StoreFailure as failure:
         print(failure, file=errors)
         return failure.exit_code
+    except TlsUnusable as error:
+        print(error, file=errors)
+        return EXIT_CONFIG
     except OSError as error:
         print(_words(error, settings), file=errors)
         return EXIT_IO if error.errno in _FULL else EXIT_UNAVAILABLE
@@ -89,7 +97,16 @@ def _look_at_files(settings: Settings) -> None:
     """Raises: PlaceTaken, OSError if something else is at the path of one of the service's own files."""
     state, storage = settings.state_dir.absolute(), settings.storage
     database = settings.database
-    names = ("coordinator.json", "coordinator.tmp", "compute.log", "ray-agent.log", "ray.json", "ray.token")
+    names = (
+        "coordinator.json",
+        "coordinator.tmp",
+        "compute.log",
+        "ray-agent.log",
+        "ray.json",
+        "ray.token",
+        FILE,
+        f"{FILE}.tmp",
+    )
     beside = [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm", ".lock")]
     ours = [*beside, *(state / name for name in names), storage / f"{CLAIM}.tmp", storage / "compute.log"]
     check_own_files(ours, read_only=[storage / CLAIM])
@@ -147,6 +164,7 @@ class _Running:
     loop: SchedulingLoop
     app: App
     address: str
+    admin_token: Path | None
 
 
 class Coordinator:
@@ -215,13 +233,17 @@ class Coordinator:
         async with contextlib.AsyncExitStack() as stack:
             unused = stack.enter_context(contextlib.ExitStack())
             unused.callback(lock.release)
-            door = make_door(self._limits)
-            port = await door.start(settings.listen)
+            tls = Tls(settings.tls).credentials() if settings.tls else None
+            door = make_door(self._limits, Access(settings.authentication, clock))
+            port = await door.start(settings.listen, tls)
             stack.push_async_callback(door.close)
             unused.pop_all()  # From here on the store releases it.
             store = await self._unless_stopped(open_store(place, clock, trace, lock=lock, standby=settings.standby))
             stack.push_async_callback(store.close)
             await claim_storage(settings.storage, store)
+            admin_token = None
+            if settings.authentication.is_required:
+                admin_token = await ensure_admin(store, settings.state_dir.absolute(), clock)
             control = ControlSettings(
                 storage=settings.storage,
                 store_id=store.store_id,
@@ -241,13 +263,13 @@ class Coordinator:
             loop.start()
             app.health.set_serving(True)
             record = settings.state_dir / "coordinator.json"
-            running = _Running(store, launcher, collector, loop, app, address)
+            running = _Running(store, launcher, collector, loop, app, address, admin_token)
             try:
-                await asyncio.to_thread(_write_record, record, address)
+                await asyncio.to_thread(write_record, record, address, settings)
                 yield running
             finally:
                 await self._end(running, compute)
-                await asyncio.to_thread(_remove_record, record)
+                await asyncio.to_thread(remove_record, record)
 
     async def _unless_stopped(self, opening: Coroutine[Any, Any, Store]) -> Store:
         """The open store. Raises: _StoppedEarly if a signal comes first, for a standby may wait for days."""
@@ -319,11 +341,18 @@ class Coordinator:
 
     @property
     def _limits(self) -> Limits:
-        return Limits(inspection_s=self._settings.inspection_s, turn_s=self._settings.inspection_s)
+        settings = self._settings
+        return Limits(
+            inspection_s=settings.inspection_s,
+            turn_s=settings.inspection_s,
+            max_project_jobs=settings.max_project_jobs,
+            max_project_upload_bytes=settings.max_project_upload_bytes,
+            submits_per_s=settings.submits_per_s,
+        )
 
     def _app(self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door) -> App:
         settings = self._settings
-        warnings = ["--insecure: everyone who reaches the port may do everything"] if settings.insecure else []
+        warnings = _warnings(settings)
         parts = Parts(
             store=store,
             launcher=launcher,
@@ -344,12 +373,24 @@ class Coordinator:
         return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)
 
     def _greet(self, running: _Running) -> None:
-        if self._settings.insecure:
-            print("--insecure: everyone who reaches the port may do everything", file=self._errors, flush=True)
+        for warning in _warnings(self._settings):
+            print(warning, file=self._errors, flush=True)
         default = running.address == "127.0.0.1:7400"
         where = "" if default else f"SHARDYARD_ADDRESS={running.address} "
         text = f"Shardyard serves on {running.address}; next: {where}shardyard submit FILE.yaml"
         print(text, file=self._output, flush=True)
+        if running.admin_token is not None:
+            said = f"the token of the first admin is in {running.admin_token}; next: shardyard login < {FILE}"
+            print(said, file=self._output, flush=True)
+
+
+def _warnings(settings: Settings) -> list[str]:
+    """What the operator should know about how the service is reached."""
+    if not settings.insecure:
+        return []
+    if settings.authentication.is_required:
+        return ["--insecure: calls are not encrypted, so whoever is on the way can read tokens"] * (not settings.tls)
+    return ["--insecure: everyone who reaches the port may do everything"]
 
 
 @contextlib.contextmanager
@@ -366,18 +407,6 @@ def _few_collections() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-def _write_record(path: Path, address: str) -> None:
-    """Writes which process serves this state directory, and where, for `shardyard stop`."""
-    temporary = path.with_suffix(".tmp")
-    record = {"pid": os.getpid(), "start_ticks": int(started_at(os.getpid()) or 0), "address": address}
-    temporary.write_text(json.dumps(record) + "\n")
-    temporary.replace(path)
-
-
-def _remove_record(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,17 @@ class NullTrace:
 
 @dataclass(frozen=True)
 class Actor:
-    """The author of a change, recorded with it."""
+    """The author of a change, recorded with it. `only_own`: it may change what it made, nothing that others made.
+
+    `credential` says how it was recognised, such as `tokens/abc`; `peer` is the address that it called from.
+    """
 
     principal: str
     method: str
     request_id: str = ""
+    credential: str = ""
+    peer: str = ""
+    only_own: bool = False
 
 
 SYSTEM = Actor("system", "system")

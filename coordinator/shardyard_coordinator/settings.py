@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shardyard_coordinator.launch.rank_env import torch_hub_cache
+from shardyard_coordinator.serve.protection import Authentication, Issuer, TlsFiles
+from shardyard_coordinator.serve.protection import url_complaint as issuer_complaint
 from shardyard_coordinator.serve.validation.text import id_complaint
 from shardyard_coordinator.store.postgres_url import url_complaint
 
@@ -46,6 +48,14 @@ class Settings(BaseSettings):
     standby: bool = False
     listen: str = "127.0.0.1:7400"
     insecure: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
+    auth: bool = False
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_principal_claim: str = Field(default="sub", min_length=1, max_length=200)
+    oidc_groups_claim: str = Field(default="groups", min_length=1, max_length=200)
     data_roots: Annotated[tuple[str, ...], NoDecode] = ()
     torch_hub_repos: Annotated[tuple[str, ...], NoDecode] = ()
     projects: Annotated[tuple[str, ...], NoDecode] = ("default",)
@@ -61,6 +71,9 @@ class Settings(BaseSettings):
     slot_hour_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     currency: str = Field(default="", max_length=16)
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    max_project_jobs: int = Field(default=10_000, ge=1)
+    max_project_upload_bytes: int = Field(default=100 * 1024**3, ge=0)
+    submits_per_s: int = Field(default=50, ge=1)
 
     @field_validator("data_roots", "torch_hub_repos", "projects", "webhook_allow", mode="before")
     @classmethod
@@ -126,11 +139,11 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys(("default", *value)))
 
     @model_validator(mode="after")
-    def _only_loopback(self) -> Settings:
-        if not self.insecure and not is_loopback(self.host):
+    def _protected_beyond_loopback(self) -> Settings:
+        if not self.insecure and not is_loopback(self.host) and self.tls_cert is None:
             raise ValueError(
-                f"{self.listen!r} is not a loopback address, and everyone who reaches the port may do everything; "
-                "listen on 127.0.0.1, or give --insecure if the network is trusted"
+                f"{self.listen!r} is not a loopback address, and without TLS everyone on the way can read tokens; give "
+                "--tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure if the network is trusted"
             )
         return self
 
@@ -141,6 +154,22 @@ class Settings(BaseSettings):
                 "--standby waits for another machine's service to end, so it needs a store that both reach; "
                 "give --store postgresql://USER@HOST:PORT/DATABASE, or leave --standby out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _files_that_belong_together(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key go together: a certificate is of no use without its key")
+        if self.client_ca is not None and self.tls_cert is None:
+            raise ValueError("--client-ca needs --tls-cert and --tls-key: client certificates are sent over TLS alone")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_issuer(self) -> Settings:
+        if bool(self.oidc_issuer) != bool(self.oidc_audience):
+            raise ValueError("--oidc-issuer and --oidc-audience go together: a JWT for others must not be accepted")
+        if self.oidc_issuer and (complaint := issuer_complaint(self.oidc_issuer)):
+            raise ValueError(f"--oidc-issuer: {complaint}")
         return self
 
     @model_validator(mode="after")
@@ -161,6 +190,22 @@ class Settings(BaseSettings):
             repo: repo if Path(repo).is_absolute() else str(cache / re.sub("[/:]", "_", repo))
             for repo in self.torch_hub_repos
         }
+
+    @property
+    def authentication(self) -> Authentication:
+        """How callers are recognised: not at all on loopback, and with `insecure`, unless it is asked for."""
+        issuer = None
+        if self.oidc_issuer:
+            issuer = Issuer(self.oidc_issuer, self.oidc_audience, self.oidc_principal_claim, self.oidc_groups_claim)
+        is_exposed = not self.insecure and not is_loopback(self.host)
+        return Authentication(self.auth or issuer is not None or self.client_ca is not None or is_exposed, issuer)
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of TLS; None: without it."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.client_ca)
 
     @property
     def host(self) -> str:

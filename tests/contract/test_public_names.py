@@ -23,6 +23,8 @@ from shardyard.cli.asking import predict
 from shardyard.specs import Task
 from shardyard.task_paths import task_paths
 from shardyard.v1 import (
+    audit_service_pb2,
+    auth_service_pb2,
     checkpoint_service_pb2,
     choosing_pb2,
     dataset_service_pb2,
@@ -43,10 +45,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 NAMES = [
     "Aborted",
+    "Access",
     "Adapter",
     "AlreadyExists",
     "Answer",
     "Architecture",
+    "AsyncAccess",
     "AsyncClient",
     "AsyncDataset",
     "AsyncJob",
@@ -174,6 +178,11 @@ MIRRORED: dict[type, type[Message]] = {
     types.ClusterInfo: server_service_pb2.ClusterInfo,
     types.StorageInfo: server_service_pb2.StorageInfo,
     types.ServerInfo: server_service_pb2.ServerInfo,
+    types.Grant: auth_service_pb2.Grant,
+    types.Identity: auth_service_pb2.Identity,
+    types.Token: auth_service_pb2.Token,
+    types.RoleBinding: auth_service_pb2.RoleBinding,
+    types.AuditEntry: audit_service_pb2.AuditEntry,
     types.TokenCandidate: model_service_pb2.TokenCandidate,
     types.Embedding: model_service_pb2.Embedding,
     types.Attribution: explanation_pb2.Attribution,

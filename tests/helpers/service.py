@@ -17,6 +17,8 @@ from helpers.scripted_compute import ScriptedCompute
 from helpers.scripted_launcher import ScriptedLauncher
 from helpers.stores import store_at
 from shardyard.v1 import (
+    audit_service_pb2_grpc,
+    auth_service_pb2_grpc,
     checkpoint_service_pb2_grpc,
     dataset_service_pb2_grpc,
     event_service_pb2_grpc,
@@ -35,10 +37,12 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.launch.protocols import ClusterView, Launcher
 from shardyard_coordinator.seams import NullTrace
-from shardyard_coordinator.serve.app import App, Info, Sending
+from shardyard_coordinator.serve.access import Access
+from shardyard_coordinator.serve.app import App, Info, Sending, make_door
 from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.parts import Parts
+from shardyard_coordinator.serve.protection import Authentication
 from shardyard_coordinator.serve.tokens import Tokens
 from shardyard_coordinator.serve.watch import Intervals
 from shardyard_coordinator.store.store import Store, open_store
@@ -110,6 +114,7 @@ class Service:
     launcher: ScriptedLauncher
     compute: ScriptedCompute
     clock: ManualClock
+    access: Access
 
     def __post_init__(self) -> None:
         self.jobs = job_service_pb2_grpc.JobServiceStub(self.channel)
@@ -121,6 +126,8 @@ class Service:
         self.server = server_service_pb2_grpc.ServerServiceStub(self.channel)
         self.events = event_service_pb2_grpc.EventServiceStub(self.channel)
         self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(self.channel)
+        self.auth = auth_service_pb2_grpc.AuthServiceStub(self.channel)
+        self.audit = audit_service_pb2_grpc.AuditServiceStub(self.channel)
 
     @property
     def store(self) -> Store:
@@ -144,8 +151,12 @@ async def serving(
     launcher: Launcher | None = None,
     webhook_allow: tuple[str, ...] = (),
     sending: Sending | None = None,
+    access: Callable[[Any], Access] | None = None,
+    tls: tuple[grpc.ServerCredentials, grpc.ChannelCredentials] | None = None,
 ) -> AsyncIterator[Service]:
-    """A service with its store and storage under `folder`."""
+    """A service with its store and storage under `folder`; `access` makes who is let in, of the clock; `tls` are the
+    credentials of the server, and of the client of the stubs.
+    """
     clock, trace = ManualClock(), trace or NullTrace()
     store = await open_store(store_at(folder), clock, trace)
     try:
@@ -161,6 +172,8 @@ async def serving(
             data_roots=data_roots,
             webhook_allow=webhook_allow,
             sending=sending,
+            access=access and access(clock),
+            tls=tls,
         ) as service:
             yield service
     finally:
@@ -182,6 +195,8 @@ async def serving_store(
     webhook_allow: tuple[str, ...] = (),
     sending: Sending | None = None,
     door: tuple[Door, int] | None = None,
+    access: Access | None = None,
+    tls: tuple[grpc.ServerCredentials, grpc.ChannelCredentials] | None = None,
 ) -> AsyncIterator[Service]:
     """A service over a store that is open, with its storage under `folder`; behind a door with its port, if given."""
     launcher, compute = launcher or ScriptedLauncher(), compute or ScriptedCompute(ANSWERS)
@@ -199,13 +214,17 @@ async def serving_store(
         data_roots=data_roots,
         webhook_allow=webhook_allow,
     )
-    app = App(parts, Info(slots=_slots), intervals, door=door and door[0], sending=sending)
-    port = door[1] if door else app.bind("127.0.0.1:0")
+    if door is None:
+        made = make_door(parts.limits, access or Access(Authentication(), clock))
+        door = made, await made.start("127.0.0.1:0", tls and tls[0])
+    app = App(parts, Info(slots=_slots), intervals, door=door[0], sending=sending)
+    port = door[1]
     await app.start()
     app.health.set_serving(True)
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    channel = grpc.aio.secure_channel(address, tls[1]) if tls else grpc.aio.insecure_channel(address)
     try:
-        yield Service(parts, app, port, channel, launcher, compute, clock)
+        yield Service(parts, app, port, channel, launcher, compute, clock, door[0].access)
     finally:
         await channel.close()
         await app.stop(0)

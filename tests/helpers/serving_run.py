@@ -10,13 +10,16 @@ from helpers.scripted_launcher import ScriptedLauncher
 from helpers.service import serving_store
 from helpers.stores import store_at
 from shardyard_coordinator.seams import NullTrace, SystemClock
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.app import make_door
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.protection import Authentication
 from shardyard_coordinator.store.store import open_store
 
 
 async def main(folder: Path, address: str) -> int:
-    clock, door = SystemClock(), make_door(Limits())
+    clock = SystemClock()
+    door = make_door(Limits(), Access(Authentication(), clock))
     port = await door.start(address)
     store = await open_store(store_at(folder), clock, NullTrace())
     roots = (str(folder / "data"),)

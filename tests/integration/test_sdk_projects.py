@@ -18,7 +18,9 @@ from shardyard.cli.app import run
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.records import EventKind
 from shardyard_coordinator.seams import SYSTEM
-from shardyard_coordinator.serve.app import App, Info
+from shardyard_coordinator.serve.access import Access
+from shardyard_coordinator.serve.app import App, Info, make_door
+from shardyard_coordinator.serve.protection import Authentication
 from shardyard_coordinator.store import encode, events
 
 
@@ -71,8 +73,9 @@ async def test_a_project_is_followed_through_a_restart_each_event_once(service: 
             await asyncio.sleep(0.01)
         await service.app.stop(0)
         await emit(service, second, 20)
-        again = App(service.parts, Info(slots=_slots), QUICK)
-        again.bind(f"127.0.0.1:{service.port}")
+        door = make_door(service.parts.limits, Access(Authentication(), service.clock))
+        await door.start(f"127.0.0.1:{service.port}")
+        again = App(service.parts, Info(slots=_slots), QUICK, door=door)
         await again.start()
         again.health.set_serving(True)
         await asyncio.wait_for(following, 30)

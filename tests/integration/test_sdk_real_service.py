@@ -24,6 +24,7 @@ from shardyard import (
     TrainedTokenizer,
 )
 from shardyard._files import CHUNK_BYTES, chunks, package
+from shardyard._reach import Reach
 from shardyard._sync.connection import Connection
 from shardyard.v1 import dataset_service_pb2, transfer_pb2
 
@@ -134,7 +135,7 @@ def send_one_chunk_only(address: str, path: Path) -> None:
     from shardyard._sync.transfer import _header
 
     content = package(path, "datasets")
-    connection = Connection(address, None, "default", timeout=30, reconnect_for=0)
+    connection = Connection(Reach(address, "default"), timeout=30, reconnect_for=0)
     first = next(iter(chunks(content.files[0], 0)))
     offset, data, crc32c = first
     made = dataset_service_pb2.CreateDatasetRequest

@@ -19,8 +19,10 @@ from helpers.service import PARENT, refused, serving_store
 from shardyard.v1 import job_service_pb2, job_service_pb2_grpc
 from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.seams import NullTrace
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.app import make_door
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.protection import Authentication
 from shardyard_coordinator.store import submissions
 from shardyard_coordinator.store.store import lock_store, open_store
 
@@ -33,7 +35,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 async def test_calls_that_come_before_the_store_is_open_wait_for_it_or_hear_that_the_service_starts(
     tmp_path: Path,
 ) -> None:
-    door = make_door(Limits())
+    door = make_door(Limits(), Access(Authentication(), ManualClock()))
     port = await door.start("127.0.0.1:0")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         health, jobs = health_pb2_grpc.HealthStub(channel), job_service_pb2_grpc.JobServiceStub(channel)
@@ -56,14 +58,14 @@ async def test_calls_that_come_before_the_store_is_open_wait_for_it_or_hear_that
 async def test_a_start_that_comes_to_nothing_lets_go_of_port_and_lock(tmp_path: Path) -> None:
     clock = ManualClock()
     (tmp_path / "store.db").write_bytes(b"SQLite format 3\0 is not what this is" * 300)
-    door = make_door(Limits())
+    door = make_door(Limits(), Access(Authentication(), ManualClock()))
     port = await door.start("127.0.0.1:0")
     lock = lock_store(tmp_path / "store.db", clock)
     with pytest.raises(Exception, match=r"store\.db"):
         await open_store(tmp_path / "store.db", clock, NullTrace(), lock=lock)
     await door.close()
     lock_store(tmp_path / "store.db", clock).release()
-    again = make_door(Limits())
+    again = make_door(Limits(), Access(Authentication(), ManualClock()))
     assert await again.start(f"127.0.0.1:{port}") == port
     await again.close()
 

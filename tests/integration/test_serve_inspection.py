@@ -18,6 +18,7 @@ from helpers.scripted_compute import ScriptedCompute
 from helpers.service import ANSWERS, PARENT, Service, a_spec, create, refused, serving
 from helpers.uploads import model_messages
 from shardyard.v1 import job_pb2, job_service_pb2, model_service_pb2
+from shardyard_coordinator.domain.access import LOCAL
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.launch.protocols import ComputeFailed, InputFailed
@@ -163,7 +164,7 @@ async def test_a_remembered_verdict_keeps_no_call_in_memory() -> None:
 
     compute = ScriptedCompute({PREDICT: fail})
     questions = Questions(compute, Limits())
-    calls = [Call("/Predict", "local", str(number), None) for number in range(3)]
+    calls = [Call("/Predict", LOCAL, str(number), None) for number in range(3)]
     seen = [weakref.ref(call) for call in calls]
     while calls:
         with contextlib.suppress(Refused):

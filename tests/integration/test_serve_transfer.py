@@ -222,7 +222,7 @@ async def test_an_upload_that_a_sweep_removes_is_refused_with_the_reason(service
     uid = folders[0].parent.name
 
     def sweep(conn: Connection) -> None:
-        resources.begin_delete(conn, ResourceKind.DATASET, "default", "corpus")
+        resources.begin_delete(conn, ResourceKind.DATASET, "default", "corpus", actor=SYSTEM, now_us=1)
         resources.finish_delete(conn, uid)
 
     await service.store.write(sweep, SYSTEM)

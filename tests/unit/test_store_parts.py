@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,9 @@ async def test_only_what_is_ready_is_listed_the_newest_first(store: Store) -> No
     for name in ("one", "two", "three"):
         made = await store.write(lambda conn, n=name: resources.begin_upload(conn, upload(n), ACTOR, 1), ACTOR)
         if name != "two":
-            await store.write(lambda conn, uid=made.uid: resources.finish_upload(conn, uid, b""), ACTOR)
+            await store.write(
+                lambda conn, uid=made.uid: resources.finish_upload(conn, uid, b"", actor=ACTOR, now_us=1), ACTOR
+            )
     page = await store.read(lambda conn: resources.list_resources(conn, ResourceKind.DATASET, "default", limit=1))
     assert [each.resource_id for each in page] == ["three"]
     rest = await store.read(
@@ -165,9 +168,16 @@ async def test_what_a_live_job_reads_cannot_be_deleted(store: Store) -> None:
     with pytest.raises(Refused) as refused:
         await store.write(create, ACTOR)
     assert refused.value.reason is Reason.DATASET_NOT_READY
-    await store.write(lambda conn: resources.finish_upload(conn, made.uid, b""), ACTOR)
+    await store.write(lambda conn: resources.finish_upload(conn, made.uid, b"", actor=ACTOR, now_us=1), ACTOR)
     await store.write(create, ACTOR)
-    delete = lambda conn: resources.begin_delete(conn, ResourceKind.DATASET, "default", "data")  # noqa: E731
+    delete = partial(
+        resources.begin_delete,
+        kind=ResourceKind.DATASET,
+        project="default",
+        resource_id="data",
+        actor=ACTOR,
+        now_us=2,
+    )
     with pytest.raises(Refused) as refused:
         await store.write(delete, ACTOR)
     assert refused.value.reason is Reason.DATASET_IN_USE
@@ -188,7 +198,7 @@ async def test_a_model_is_shown_as_it_was_described(store: Store) -> None:
     described = model_service_pb2.Model(model_type="bert", labels=["a", "b"], num_parameters=7)
     await store.write(lambda conn: resources.begin_upload(conn, new, ACTOR, 1), ACTOR)
     record = await store.write(
-        lambda conn: resources.finish_upload(conn, new.uid, described.SerializeToString()), ACTOR
+        lambda conn: resources.finish_upload(conn, new.uid, described.SerializeToString(), actor=ACTOR, now_us=1), ACTOR
     )
     files = await store.read(lambda conn: resources.list_files(conn, new.uid))
     shown = encode.resource_to_model(record, files)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from shardyard._async import runtime
+from shardyard._async.access import AsyncAccess
 from shardyard._async.connection import AsyncConnection
 from shardyard._async.job import AsyncJob
 from shardyard._async.resources import AsyncDataset, AsyncModel, pages
@@ -19,6 +20,7 @@ from shardyard._convert import read, read_project_event
 from shardyard._messages import build
 from shardyard._names import full_name
 from shardyard._parse import Draft
+from shardyard._reach import reach_of
 from shardyard._requests import JobOptions, Spec, SpecFields, event_kinds, make_draft
 from shardyard._sources import local_path
 from shardyard.types import JobInfo, Plan, ProjectEvent, RecommendedModels, ServerInfo
@@ -38,20 +40,29 @@ _BATCH_S = 600.0
 class AsyncClient:
     """A connection to a Shardyard service, and a context manager.
 
-    `address` is `host:port`; unset it is SHARDYARD_ADDRESS, else 127.0.0.1:7400. A call that the service
-    defers and a stream that breaks are retried until `reconnect_for` seconds have passed without progress.
+    `address` is `host:port`; unset it is that of the `profile`, or SHARDYARD_ADDRESS, else 127.0.0.1:7400. The token is
+    sent by TLS only, except on this machine: `ca` is a file with the service's authority, or `system`. `cert` and `key`
+    are files of a client certificate. What is unset comes from the profile (`shardyard login`), or from SHARDYARD_TOKEN,
+    SHARDYARD_TOKEN_FILE, SHARDYARD_CA, SHARDYARD_CERT and SHARDYARD_KEY. A call that the service defers and a stream
+    that breaks are retried until `reconnect_for` seconds have passed without progress.
+    Raises: InvalidArgument, FailedPrecondition for a file that cannot be used.
     """
 
     def __init__(
         self,
         address: str | None = None,
         token: str | None = None,
-        project: str = "default",
+        project: str | None = None,
         *,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        profile: str | None = None,
         timeout: float = 30.0,
         reconnect_for: float = 300.0,
     ) -> None:
-        self._connection = AsyncConnection(address, token, project, timeout=timeout, reconnect_for=reconnect_for)
+        reach = reach_of(address, token, project, ca=ca, cert=cert, key=key, profile=profile)
+        self._connection = AsyncConnection(reach, timeout=timeout, reconnect_for=reconnect_for)
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,6 +81,11 @@ class AsyncClient:
     def project(self) -> str:
         """The default project of names without one."""
         return self._connection.project
+
+    @property
+    def access(self) -> AsyncAccess:
+        """Who may do what: tokens, roles, and the audit log."""
+        return AsyncAccess(self._connection)
 
     async def close(self) -> None:
         """Close the connection; jobs are not touched."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, TypeVar
@@ -11,18 +10,20 @@ import grpc
 
 from shardyard._async import runtime
 from shardyard._names import parent_name
+from shardyard._reach import Reach, TokenFile, pem_files
 from shardyard._retry import (
-    DEFAULT_ADDRESS,
     Patience,
     channel_options,
-    check_address,
-    check_token_address,
     log_retry,
     put_off_s,
     retry_delay,
 )
 from shardyard.errors import FailedPrecondition, Unavailable, from_rpc
 from shardyard.v1 import (
+    audit_service_pb2,
+    audit_service_pb2_grpc,
+    auth_service_pb2,
+    auth_service_pb2_grpc,
     checkpoint_service_pb2,
     checkpoint_service_pb2_grpc,
     dataset_service_pb2,
@@ -45,6 +46,8 @@ from shardyard.v1 import (
 T = TypeVar("T")
 
 _MODULES: Final = (
+    audit_service_pb2,
+    auth_service_pb2,
     checkpoint_service_pb2,
     dataset_service_pb2,
     event_service_pb2,
@@ -56,29 +59,33 @@ _MODULES: Final = (
 )
 
 
+_ONCE: Final = ("CreateToken", "Delete", "Rotate")
+
+
 class AsyncConnection:
     """Channel and stubs; `call` is for unary methods, `streaming` for those that answer with a stream."""
 
     def __init__(
         self,
-        address: str | None,
-        token: str | None,
-        project: str,
+        reach: Reach,
         *,
         timeout: float,
         reconnect_for: float,
     ) -> None:
-        self.address = address or os.environ.get("SHARDYARD_ADDRESS") or DEFAULT_ADDRESS
-        token = token or os.environ.get("SHARDYARD_TOKEN") or None
-        check_address(self.address)
-        check_token_address(self.address, token)
-        self.project = project
-        self.parent = parent_name(project)
+        self.address = reach.address
+        self.project = reach.project
+        self.parent = parent_name(reach.project)
         self.timeout = timeout
         self.reconnect_for = reconnect_for
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._token = reach.token
+        self._token_file = TokenFile(reach.token_file) if reach.token_file is not None else None
         self._is_closed = False
-        self._channel = runtime.open_channel(self.address, options=channel_options(self.address, _repeatable_methods()))
+        options = channel_options(self.address, _repeatable_methods())
+        if reach.is_encrypted:
+            credentials = grpc.ssl_channel_credentials(*pem_files(reach))
+            self._channel = runtime.open_secure_channel(self.address, credentials, options=options)
+        else:
+            self._channel = runtime.open_channel(self.address, options=options)
         self.jobs = job_service_pb2_grpc.JobServiceStub(self._channel)
         self.logs = log_service_pb2_grpc.LogServiceStub(self._channel)
         self.metrics = metric_service_pb2_grpc.MetricServiceStub(self._channel)
@@ -88,6 +95,13 @@ class AsyncConnection:
         self.events = event_service_pb2_grpc.EventServiceStub(self._channel)
         self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(self._channel)
         self.server = server_service_pb2_grpc.ServerServiceStub(self._channel)
+        self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
+        self.audit = audit_service_pb2_grpc.AuditServiceStub(self._channel)
+
+    @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        token = self._token_file.read() if self._token_file is not None else self._token
+        return (("authorization", f"Bearer {token}"),) if token else ()
 
     async def close(self) -> None:
         """Close the channel; streams that are open end."""
@@ -172,13 +186,13 @@ class AsyncConnection:
 
 
 def _repeatable_methods() -> list[tuple[str, str]]:
-    """Unary methods that are safe to call twice: all but Delete, which would answer NOT_FOUND the second time, and
-    Rotate, which would replace the secret that nobody has seen yet.
+    """Unary methods that are safe to call twice: all but Delete, which would answer NOT_FOUND the second time, Rotate,
+    which would replace the secret that nobody has seen yet, and CreateToken, which would make two.
     """
     return [
         (service.full_name, method.name)
         for module in _MODULES
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
-        if not (method.client_streaming or method.server_streaming or method.name.startswith(("Delete", "Rotate")))
+        if not (method.client_streaming or method.server_streaming or method.name.startswith(_ONCE))
     ]

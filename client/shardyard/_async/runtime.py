@@ -13,6 +13,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 open_channel: Callable[..., Any] = grpc.aio.insecure_channel
+open_secure_channel: Callable[..., Any] = grpc.aio.secure_channel
 sleep = asyncio.sleep
 
 

@@ -14,6 +14,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 open_channel: Callable[..., Any] = grpc.insecure_channel
+open_secure_channel: Callable[..., Any] = grpc.secure_channel
 sleep = time.sleep
 
 

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from shardyard import __version__
 from shardyard._text import is_utf8, not_utf8
 from shardyard.cli import (
+    access,
     asking,
     assets,
     choosing,
@@ -28,6 +29,7 @@ from shardyard.cli import (
     watching,
     webhooks,
 )
+from shardyard.cli.options import reaching, take_from_profile
 
 # Typer bundles its own click and exports only the narrowest of its errors: this is their common base.
 CliError: Any = typer.BadParameter.__mro__[2]
@@ -65,6 +67,15 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("download", assets.download),
     ("export", exporting.export),
     ("delete", assets.delete),
+    ("login", access.login),
+    ("whoami", access.whoami),
+    ("tokens", access.tokens),
+    ("create-token", access.create_token),
+    ("revoke-token", access.revoke_token),
+    ("roles", access.roles),
+    ("grant", access.grant),
+    ("withdraw", access.withdraw),
+    ("audit", access.audit),
 )
 
 GROUPS: tuple[tuple[str, str, Sequence[tuple[str, Callable[..., Any]]]], ...] = (
@@ -88,6 +99,7 @@ class _Command(TyperCommand):
             for text in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(text, str) and not is_utf8(text):
                     raise typer.BadParameter(not_utf8(text), ctx=ctx, param=parameter)
+        take_from_profile(ctx)
         return super().invoke(ctx)
 
 
@@ -103,11 +115,11 @@ def make_app() -> typer.Typer:
     )
     app.callback(help=_HELP)(_root)
     for name, function in COMMANDS:
-        app.command(name, cls=_Command)(function)
+        app.command(name, cls=_Command)(reaching(function))
     for name, help_text, commands in GROUPS:
         group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=help_text)
         for each, function in commands:
-            group.command(each, cls=_Command)(function)
+            group.command(each, cls=_Command)(reaching(function))
         app.add_typer(group, name=name)
     return app
 

@@ -8,8 +8,9 @@ import inspect
 import os
 import shlex
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -24,6 +25,23 @@ Project = Annotated[str, typer.Option("--project", envvar="SHARDYARD_PROJECT", h
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's id or full name.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A model's id or full name.")]
+_Ca = Annotated[
+    str | None,
+    typer.Option("--ca", metavar="<path>", help="TLS: the service's authority, a PEM file or `system`."),
+]
+_ProfileName = Annotated[
+    str | None, typer.Option("--profile", metavar="<name>", help="A server of `shardyard login` [the last one].")
+]
+
+
+class _Asked(NamedTuple):
+    """How the command that runs is to reach the service, beside its address."""
+
+    ca: str | None = None
+    profile: str | None = None
+
+
+_ASKED: ContextVar[_Asked] = ContextVar("asked", default=_Asked())  # noqa: B039 - It is immutable.
 
 
 def a_path(text: str) -> Path:
@@ -46,30 +64,74 @@ def with_options(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command)
-        hints = get_type_hints(command, include_extras=True)
         _, *others = own.parameters.values()
-        parameters = [each.replace(annotation=hints[each.name]) for each in others]
         given = get_type_hints(kind, include_extras=True)
         names = [field.name for field in dataclasses.fields(kind)]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters += [inspect.Parameter(name, keyword, default=None, annotation=given[name]) for name in names]
 
         @functools.wraps(command)
         def called(**values: Any) -> None:
             command(kind(**{name: values.pop(name) for name in names}), **values)
 
-        called.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        _describe(called, command, others, {name: given[name] for name in names})
         return called
 
     return decorate
 
 
+def reaching(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command that calls a service the options `--ca` and `--profile`."""
+    own = inspect.signature(command)
+    if "address" not in own.parameters:
+        return command
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        before = _ASKED.set(_Asked(values.pop("ca"), values.pop("profile")))
+        try:
+            command(**values)
+        finally:
+            _ASKED.reset(before)
+
+    _describe(called, command, list(own.parameters.values()), {"ca": _Ca, "profile": _ProfileName})
+    return called
+
+
+def _describe(
+    called: Callable[..., None], command: Callable[..., None], kept: list[inspect.Parameter], more: dict[str, Any]
+) -> None:
+    """Tells typer the parameters of a wrapped command: those that it keeps, and further options."""
+    hints = get_type_hints(command, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [each.replace(annotation=hints[each.name]) for each in kept]
+    parameters += [inspect.Parameter(name, keyword, default=None, annotation=hint) for name, hint in more.items()]
+    described: Any = called
+    described.__signature__ = inspect.signature(command).replace(parameters=parameters)
+    described.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def take_from_profile(ctx: Any) -> None:
+    """Lets the profile say what neither the command line nor the environment says: address and project.
+
+    Raises: InvalidArgument, FailedPrecondition.
+    """
+    if "profile" not in ctx.params:
+        return
+    from shardyard._reach import profile_of
+
+    source = {name: getattr(ctx.get_parameter_source(name), "name", "") for name in ("address", "project")}
+    if ctx.params["profile"] and source["address"] == "ENVIRONMENT":
+        ctx.params["address"] = None
+    entry = profile_of(ctx.params["address"], ctx.params["profile"])
+    if entry is not None and entry.project and source["project"] == "DEFAULT":
+        ctx.params["project"] = entry.project
+
+
 def open_client(address: str | None, project: str) -> Client:
-    """A client; the token comes from SHARDYARD_TOKEN."""
+    """A client; the token comes from the profile, or from SHARDYARD_TOKEN."""
     from shardyard._sync.client import Client  # Imported here: gRPC takes longer to import than --help may take.
 
-    return Client(address, project=project)
+    asked = _ASKED.get()
+    return Client(address, project=project, ca=asked.ca, profile=asked.profile)
 
 
 def command_line(verb: str, name: str, *arguments: str, address: str | None) -> str:
@@ -85,5 +147,8 @@ def command_line(verb: str, name: str, *arguments: str, address: str | None) -> 
         _, project, collection, resource_id = parts
         if project == (os.environ.get("SHARDYARD_PROJECT") or "default"):
             name = f"dataset:{resource_id}" if collection == "datasets" else resource_id
+    asked = _ASKED.get()
     known = address in (None, os.environ.get("SHARDYARD_ADDRESS"))
-    return shlex.join(["shardyard", verb, name, *arguments, *([] if known else ["--address", str(address)])])
+    reach = [] if known else ["--address", str(address)]
+    reach += [part for flag, value in asked._asdict().items() if value for part in (f"--{flag}", value)]
+    return shlex.join(["shardyard", verb, name, *arguments, *reach])

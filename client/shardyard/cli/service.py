@@ -89,8 +89,34 @@ def serve(
             help="A private network, such as 10.1.0.0/16, to which webhooks may be sent; may be repeated.",
         ),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option("--tls-cert", metavar="<path>", parser=a_path, help="TLS: the certificate, a PEM file [no TLS]."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="<path>", parser=a_path, help="TLS: the certificate's key.")
+    ] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--client-ca", metavar="<path>", parser=a_path, help="TLS: the authority of client certificates [none]."
+        ),
+    ] = None,
+    auth: Annotated[bool, typer.Option("--auth", help="Ask for tokens on loopback, too.")] = False,
+    oidc_issuer: Annotated[
+        str | None, typer.Option("--oidc-issuer", help="Accept the JWTs of this OpenID Connect issuer.")
+    ] = None,
+    oidc_audience: Annotated[
+        str | None, typer.Option("--oidc-audience", help="The audience that they must be for.")
+    ] = None,
+    oidc_principal_claim: Annotated[
+        str | None, typer.Option("--oidc-principal-claim", help="Their claim that says who calls [sub].")
+    ] = None,
+    oidc_groups_claim: Annotated[
+        str | None, typer.Option("--oidc-groups-claim", help="Their claim with the caller's groups [groups].")
+    ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine, without a password.")
+        bool, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens: for labs.")
     ] = False,
 ) -> None:
     """Run the service. Ctrl-C stops it; running jobs continue if Ray holds them."""
@@ -110,6 +136,14 @@ def serve(
         "slot_hour_price": slot_hour_price,
         "currency": currency,
         "webhook_allow": tuple(webhook_allow) if webhook_allow else None,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "client_ca": client_ca,
+        "auth": auth or None,
+        "oidc_issuer": oidc_issuer,
+        "oidc_audience": oidc_audience,
+        "oidc_principal_claim": oidc_principal_claim,
+        "oidc_groups_claim": oidc_groups_claim,
         "insecure": insecure or None,
     }
     settings = load_settings({name: value for name, value in given.items() if value is not None})

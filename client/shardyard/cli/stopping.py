@@ -94,7 +94,7 @@ def stop_service(state_dir: Path, *, cancel_jobs: bool | None) -> Stopped:
     record = _record(state_dir)
     settled = None
     if record is not None:
-        settled = _settle_jobs(record["address"], cancel_jobs=cancel_jobs, has_ray=(state_dir / _RAY).exists())
+        settled = _settle_jobs(record, cancel_jobs=cancel_jobs, has_ray=(state_dir / _RAY).exists())
         _end_process(record)
     return Stopped(
         str(state_dir),
@@ -133,9 +133,27 @@ def _record(state_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _settle_jobs(address: str, *, cancel_jobs: bool | None, has_ray: bool) -> _Settled | None:
+def _client_of(record: dict[str, Any]) -> Client:
+    """A client of the service of that record, with the token of its first admin if there is no other one.
+
+    Raises: ShardyardError.
+    """
+    address = str(record["address"]).replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
+    token = None
+    if not any(os.environ.get(name) for name in ("SHARDYARD_TOKEN", "SHARDYARD_TOKEN_FILE")):
+        with contextlib.suppress(OSError, KeyError):
+            token = Path(record["admin_token"]).read_text().strip() or None
+    ca = os.environ.get("SHARDYARD_CA") or record.get("certificate")
+    return Client(address, token, ca=ca, reconnect_for=5)
+
+
+def _settle_jobs(record: dict[str, Any], *, cancel_jobs: bool | None, has_ray: bool) -> _Settled | None:
     """What happens to the live jobs; None if the service does not answer; the process is ended in any case."""
-    with Client(address, reconnect_for=5) as client:
+    try:
+        client = _client_of(record)
+    except ShardyardError:  # The token would be readable on the way.
+        return None
+    with client:
         try:
             live = list(client.jobs(filter=_LIVE))
             cluster = client.server_info().cluster

@@ -17,7 +17,7 @@ from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.domain.records import JobRecord
 from shardyard_coordinator.domain.states import AttemptState, JobState
 from shardyard_coordinator.seams import Actor
-from shardyard_coordinator.store import attempts, jobs
+from shardyard_coordinator.store import attempts, audit, jobs
 
 _log = logging.getLogger(__name__)
 # A person has looked at the job: earlier failures no longer count.
@@ -34,9 +34,9 @@ _ANEW = {
 def request_pause(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
     """Pauses the job: at once if it holds no slots, else it becomes PAUSING. Idempotent.
 
-    Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE.
+    Raises: Refused JOB_NOT_FOUND, ACCESS_DENIED, ETAG_MISMATCH, INVALID_STATE.
     """
-    job = jobs.get_job(conn, project, job_id)
+    job = jobs.own_job(conn, project, job_id, actor)
     if job.state in (JobState.PAUSING, JobState.PAUSED):
         return job
     jobs.check_etag(job, etag)
@@ -46,6 +46,7 @@ def request_pause(conn: Connection, project: str, job_id: str, etag: str, *, act
         raise jobs.invalid_state(job, "it is being cancelled, so it cannot be paused")
     if job.state.is_terminal:
         raise jobs.invalid_state(job, "it has ended, so it cannot be paused")
+    audit.record(conn, actor, job.name, now_us)
     message = f"paused by {actor.principal}"
     if job.state is JobState.QUEUED:
         message = f"{message}; a resume continues {resumes_from(job)}"
@@ -56,9 +57,9 @@ def request_pause(conn: Connection, project: str, job_id: str, etag: str, *, act
 def request_resume(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
     """Queues a paused job at its old position, with all of its retries. Idempotent while it is queued.
 
-    Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE.
+    Raises: Refused JOB_NOT_FOUND, ACCESS_DENIED, ETAG_MISMATCH, INVALID_STATE.
     """
-    job = jobs.get_job(conn, project, job_id)
+    job = jobs.own_job(conn, project, job_id, actor)
     if job.state is JobState.QUEUED:
         return job
     jobs.check_etag(job, etag)
@@ -66,6 +67,7 @@ def request_resume(conn: Connection, project: str, job_id: str, etag: str, *, ac
         raise jobs.invalid_state(job, "its gang is still being ended; resume it once it is PAUSED")
     if job.state is not JobState.PAUSED:
         raise jobs.invalid_state(job, "only a PAUSED job can be resumed")
+    audit.record(conn, actor, job.name, now_us)
     message = f"resumed by {actor.principal}; it continues {resumes_from(job)}"
     return jobs.move(conn, job, JobState.QUEUED, now_us=now_us, message=message, changes=_ANEW).job
 
@@ -74,9 +76,10 @@ def declare_lost(conn: Connection, project: str, job_id: str, etag: str, *, acto
     """Cancels the job although the cluster has not confirmed that its gang is gone; a person has. Idempotent.
 
     The attempt stays unreleased: what is left of the gang is ended if the cluster ever answers again.
-    Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE (it has ended otherwise, or its gang can be reached).
+    Raises: Refused JOB_NOT_FOUND, ACCESS_DENIED, ETAG_MISMATCH, INVALID_STATE (it has ended otherwise, or its gang can
+    be reached).
     """
-    job = jobs.get_job(conn, project, job_id)
+    job = jobs.own_job(conn, project, job_id, actor)
     attempt = attempts.get_attempt(conn, job.uid, job.epoch)
     if job.state.is_terminal or attempt is None or attempt.state is AttemptState.ENDED:
         return jobs.request_cancel(conn, project, job_id, etag, actor=actor, now_us=now_us)
@@ -86,6 +89,7 @@ def declare_lost(conn: Connection, project: str, job_id: str, etag: str, *, acto
     if not any(each.type == job_pb2.Condition.TYPE_UNREACHABLE for each in held):
         rule = "its gang can be reached, so it is not lost; cancel it without `lost`"
         raise jobs.invalid_state(job, rule)
+    audit.record(conn, actor, job.name, now_us)
     said = f"attempt {job.epoch} was declared lost by {actor.principal}"
     _log.warning("%s: %s (%s %s)", job.name, said, actor.method, actor.request_id)
     if job.state is not JobState.CANCELLING:

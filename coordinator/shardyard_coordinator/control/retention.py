@@ -223,7 +223,12 @@ class Retention:
         before = self._clock.now_us() - round(self._settings.sweep_after_s * 1e6)
         for upload in await self._store.read(lambda conn: resources.stale_uploads(conn, before)):
             begin = partial(
-                resources.begin_delete, kind=upload.kind, project=upload.project, resource_id=upload.resource_id
+                resources.begin_delete,
+                kind=upload.kind,
+                project=upload.project,
+                resource_id=upload.resource_id,
+                actor=SYSTEM,
+                now_us=self._clock.now_us(),
             )
             await self._store.write(begin, SYSTEM)
             await _each(self._finish_delete(upload))

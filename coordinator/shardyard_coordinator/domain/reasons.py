@@ -17,6 +17,7 @@ class Code(StrEnum):
     NOT_FOUND = "NOT_FOUND"
     ALREADY_EXISTS = "ALREADY_EXISTS"
     PERMISSION_DENIED = "PERMISSION_DENIED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     ABORTED = "ABORTED"
@@ -62,11 +63,16 @@ class Reason(StrEnum):
     QUEUE_NOT_FOUND = "QUEUE_NOT_FOUND"
     METRIC_NOT_FOUND = "METRIC_NOT_FOUND"
     WEBHOOK_NOT_FOUND = "WEBHOOK_NOT_FOUND"
+    TOKEN_NOT_FOUND = "TOKEN_NOT_FOUND"
+    ROLE_BINDING_NOT_FOUND = "ROLE_BINDING_NOT_FOUND"
     SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"
     JOB_EXISTS = "JOB_EXISTS"
     MODEL_EXISTS = "MODEL_EXISTS"
     DATASET_EXISTS = "DATASET_EXISTS"
     WEBHOOK_EXISTS = "WEBHOOK_EXISTS"
+    CREDENTIALS_MISSING = "CREDENTIALS_MISSING"
+    CREDENTIALS_INVALID = "CREDENTIALS_INVALID"
+    CREDENTIALS_EXPIRED = "CREDENTIALS_EXPIRED"
     ACCESS_DENIED = "ACCESS_DENIED"
     INVALID_STATE = "INVALID_STATE"
     MODEL_NOT_READY = "MODEL_NOT_READY"
@@ -86,12 +92,14 @@ class Reason(StrEnum):
     CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
     FILE_DAMAGED = "FILE_DAMAGED"
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
+    RATE_LIMITED = "RATE_LIMITED"
     RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"
     SLOW_CONSUMER = "SLOW_CONSUMER"
     OVERLOADED = "OVERLOADED"
     TOO_MANY_WATCHERS = "TOO_MANY_WATCHERS"
     INSPECTION_UNAVAILABLE = "INSPECTION_UNAVAILABLE"
     HUB_UNREACHABLE = "HUB_UNREACHABLE"
+    ISSUER_UNREACHABLE = "ISSUER_UNREACHABLE"
     STORE_FULL = "STORE_FULL"
     STORE_BUSY = "STORE_BUSY"
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
@@ -159,11 +167,20 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.QUEUE_NOT_FOUND: Meaning(_NF, "There is no such queue."),
         Reason.METRIC_NOT_FOUND: Meaning(_NF, "The job has no such metric."),
         Reason.WEBHOOK_NOT_FOUND: Meaning(_NF, "There is no such webhook."),
+        Reason.TOKEN_NOT_FOUND: Meaning(_NF, "There is no such token."),
+        Reason.ROLE_BINDING_NOT_FOUND: Meaning(_NF, "There is no such role binding."),
         Reason.SERVICE_NOT_FOUND: Meaning(_NF, "There is no such service to ask the health of."),
         Reason.JOB_EXISTS: Meaning(Code.ALREADY_EXISTS, "The job id is taken."),
         Reason.MODEL_EXISTS: Meaning(Code.ALREADY_EXISTS, "The model id is taken."),
         Reason.DATASET_EXISTS: Meaning(Code.ALREADY_EXISTS, "The data set id is taken."),
         Reason.WEBHOOK_EXISTS: Meaning(Code.ALREADY_EXISTS, "The webhook id is taken."),
+        Reason.CREDENTIALS_MISSING: Meaning(
+            Code.UNAUTHENTICATED, "The service wants to know who calls: send a token, a JWT or a client certificate."
+        ),
+        Reason.CREDENTIALS_INVALID: Meaning(
+            Code.UNAUTHENTICATED, "The credentials are not ones that this service accepts."
+        ),
+        Reason.CREDENTIALS_EXPIRED: Meaning(Code.UNAUTHENTICATED, "The credentials are expired or revoked."),
         Reason.ACCESS_DENIED: Meaning(Code.PERMISSION_DENIED, "Not allowed, whether it exists or not."),
         Reason.INVALID_STATE: Meaning(_FP, "The job's state does not allow it."),
         Reason.MODEL_NOT_READY: Meaning(_FP, "The model is still being uploaded."),
@@ -183,6 +200,9 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.CHECKSUM_MISMATCH: Meaning(Code.DATA_LOSS, "A file's sha256 is not the one announced."),
         Reason.FILE_DAMAGED: Meaning(Code.DATA_LOSS, "The service's own copy of a file is damaged or gone."),
         Reason.QUOTA_EXCEEDED: Meaning(Code.RESOURCE_EXHAUSTED, "A quota of the project or the service is used up."),
+        Reason.RATE_LIMITED: Meaning(
+            Code.RESOURCE_EXHAUSTED, "Too many calls in a short time; try again after the delay."
+        ),
         Reason.RESPONSE_TOO_LARGE: Meaning(
             Code.RESOURCE_EXHAUSTED, "The answer would exceed 3 MiB; ask for fewer instances."
         ),
@@ -195,6 +215,9 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
             Code.UNAVAILABLE, "No worker can look into model and data at the moment."
         ),
         Reason.HUB_UNREACHABLE: Meaning(Code.UNAVAILABLE, "The Hugging Face Hub cannot be reached."),
+        Reason.ISSUER_UNREACHABLE: Meaning(
+            Code.UNAVAILABLE, "The keys of the JWT's issuer cannot be fetched at the moment."
+        ),
         Reason.STORE_FULL: Meaning(Code.UNAVAILABLE, "The store's disk is full."),
         Reason.STORE_BUSY: Meaning(Code.UNAVAILABLE, "Another process holds the store."),
         Reason.STORE_UNAVAILABLE: Meaning(Code.UNAVAILABLE, "The store does not answer."),

@@ -10,6 +10,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 
 from shardyard.v1 import (
+    audit_service_pb2,
+    auth_service_pb2,
     checkpoint_service_pb2,
     dataset_service_pb2,
     event_service_pb2,
@@ -22,7 +24,10 @@ from shardyard.v1 import (
 )
 from shardyard_coordinator.launch.protocols import ClusterView
 from shardyard_coordinator.serve import reflection
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.addresses import Addresses, Resolve, resolve_host
+from shardyard_coordinator.serve.audit_service import AuditService
+from shardyard_coordinator.serve.auth_service import AuthService
 from shardyard_coordinator.serve.call import Method, Service, method_of
 from shardyard_coordinator.serve.checkpoints import CheckpointService
 from shardyard_coordinator.serve.choosing import Choosing
@@ -60,6 +65,8 @@ FILES = (
     model_service_pb2.DESCRIPTOR,
     dataset_service_pb2.DESCRIPTOR,
     server_service_pb2.DESCRIPTOR,
+    auth_service_pb2.DESCRIPTOR,
+    audit_service_pb2.DESCRIPTOR,
     health_pb2.DESCRIPTOR,
     *reflection.FILES,
 )
@@ -83,19 +90,19 @@ class Sending:
     patience: Patience = field(default_factory=Patience)
 
 
-def make_door(limits: Limits) -> Door:
+def make_door(limits: Limits, access: Access) -> Door:
     """The port of an App that is made later. Must be made inside the loop that serves it."""
     names = [service.full_name for service in descriptors()]
     health, catalogue = Health(names), reflection.Catalogue(FILES)
     own: list[Service] = [health, *(reflection.Reflection(file, catalogue) for file in reflection.FILES)]
     at_once = {each.full_name for each in own}
     late = Late(each for each in descriptors() if each.full_name not in at_once)
-    server = GuardedServer(methods([*late.services, *own]), validate, limits)
-    return Door(server, health, late)
+    server = GuardedServer(methods([*late.services, *own]), validate, limits, access)
+    return Door(server, health, late, access)
 
 
 class App:
-    """The gRPC face of the coordinator, made inside the loop that serves it; uses an open `door`, or makes one."""
+    """The gRPC face of the coordinator behind an open door, made inside the loop that serves it."""
 
     def __init__(
         self,
@@ -103,12 +110,13 @@ class App:
         info: Info,
         intervals: Intervals | None = None,
         *,
-        door: Door | None = None,
+        door: Door,
         sending: Sending | None = None,
     ) -> None:
         intervals, sending = intervals or Intervals(), sending or Sending()
         cluster = Cluster(parts.launcher)
         uploads = Uploads(parts)
+        self._store = parts.store
         self._fanout = Fanout(parts.store)
         watcher = Watcher(parts, self._fanout, intervals)
         submitter = Submitter(parts, Plans(parts, cluster))
@@ -118,8 +126,7 @@ class App:
         self._deliverer = Deliverer(
             parts, log, self._fanout, addresses=addresses, timeouts=sending.timeouts, patience=sending.patience
         )
-        self._door = door or make_door(parts.limits)
-        self._has_own_door = door is None
+        self._door = door
         self.health = self._door.health
         self._services: list[Service] = [
             JobService(parts, submitter, watcher, self._fanout),
@@ -137,18 +144,15 @@ class App:
                 warnings=info.warnings,
                 event_retention_days=info.event_retention_days,
             ),
+            AuthService(parts, self._door.access),
+            AuditService(parts),
         ]
-
-    def bind(self, address: str) -> int:
-        """Binds its own door and returns the port; raises OSError if that fails."""
-        return self._door.server.bind(address)
 
     async def start(self) -> None:
         """Begins to serve; health says NOT_SERVING until `health.set_serving`."""
+        await self._door.access.open(self._store)
         self._door.late.open(self._services)
         await self._deliverer.start()
-        if self._has_own_door:
-            await self._door.server.start()
 
     async def stop(self, grace_s: float) -> None:
         """NOT_SERVING, streams end with DRAINING, unary calls finish within the grace."""

@@ -22,6 +22,7 @@ from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.submit import Submitter
 from shardyard_coordinator.store import encode, jobs, submissions
+from shardyard_coordinator.store.submissions import Submission
 
 # So many plans of one batch are asked for at a time: other callers' are asked for between them.
 _AT_ONCE = 4
@@ -36,6 +37,7 @@ class Batches:
 
     async def create(self, request: pb.BatchCreateJobsRequest, call: Call) -> pb.BatchCreateJobsResponse:
         """Accepts all jobs durably and returns them; with `validate_only` only returns what they would be."""
+        self._submitter.check_rate(call, len(request.requests))
         self._parts.name("project", request.parent)
         for each in request.requests:
             each.parent = request.parent
@@ -68,6 +70,10 @@ class Batches:
 
     def _insert(self, conn: Connection, new: Sequence[NewJob | JobRecord], call: Call) -> list[JobRecord]:
         """All of them in the caller's transaction, which the first refusal undoes."""
+        fresh = {at: Submission(each, call.actor) for at, each in enumerate(new) if isinstance(each, NewJob)}
+        if full := self._submitter.without_room(conn, list(fresh.values())):
+            places = list(fresh)
+            raise together({places[at]: refused for at, refused in full.items()})
         accepted: list[JobRecord] = []
         for at, each in enumerate(new):
             if isinstance(each, JobRecord):
@@ -85,15 +91,15 @@ class Batches:
         ids = [self._parts.name("job", name).id for name in request.names]
 
         def operation(conn: Connection) -> list[JobRecord]:
-            missing: dict[int, Refused] = {}
+            refusals: dict[int, Refused] = {}
             found: list[JobRecord] = []
             for at, job_id in enumerate(ids):
                 try:
-                    found.append(jobs.get_job(conn, project, job_id))
+                    found.append(jobs.own_job(conn, project, job_id, call.actor))
                 except Refused as refused:
-                    missing[at] = refused
-            if missing:
-                raise together(missing, "names")
+                    refusals[at] = refused
+            if refusals:
+                raise together(refusals, "names")
             cancel = partial(jobs.request_cancel, conn, project, etag="", actor=call.actor, now_us=now_us)
             return [job if job.state.is_terminal else cancel(job_id=job.job_id) for job in found]
 

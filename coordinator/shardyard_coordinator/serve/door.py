@@ -12,18 +12,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from typing import Any, cast
 
+import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from shardyard_coordinator.domain.errors import Refused
-from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.call import Behaviour, Call, Service
 from shardyard_coordinator.serve.guard import GuardedServer
 from shardyard_coordinator.serve.health import Health
+from shardyard_coordinator.serve.starting import until_ready
 
-_PATIENCE_S = 10.0
-# Time reserved for sending the answer before the caller's deadline.
-_ANSWER_S = 0.5
 _Real = Mapping[str, Mapping[str, Behaviour]]
 
 
@@ -67,14 +65,7 @@ class Late:
         return answers if method.server_streaming else answer
 
     async def _opened(self, call: Call) -> _Real:
-        if not self._real.done():
-            left_s = _PATIENCE_S
-            if call.deadline_s is not None:
-                left_s = min(left_s, call.deadline_s - asyncio.get_running_loop().time() - _ANSWER_S)
-            await asyncio.wait({self._real}, timeout=max(left_s, 0.0))
-        if not self._real.done():
-            text = "the service is starting: it looks through its store; try again after the delay"
-            raise Refused(Reason.STARTING, text, retry_after_s=1.0)
+        await until_ready(self._real, call)
         return self._real.result()
 
 
@@ -92,15 +83,19 @@ class _LateService:
 
 @dataclass(frozen=True)
 class Door:
-    """The server, its health, and the services, once `late` is open."""
+    """The server, its health, who is let in, and the services, once `late` is open."""
 
     server: GuardedServer
     health: Health
     late: Late
+    access: Access
 
-    async def start(self, address: str) -> int:
-        """Binds, begins to answer, returns the port. Raises: OSError if the address is taken or not this machine's."""
-        port = self.server.bind(address)
+    async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Binds, begins to answer, returns the port; with credentials by TLS alone.
+
+        Raises: OSError if the address is taken or not this machine's.
+        """
+        port = self.server.bind(address, credentials)
         await self.server.start()
         return port
 

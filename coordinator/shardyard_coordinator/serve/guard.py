@@ -1,8 +1,9 @@
 """Every call of every service passes the guard, which turns every error into a status with its reason.
 
 Handlers get bytes from grpc.aio (no deserializer) and are parsed here: bare aio answers undecodable bytes and
-exceptions with UNKNOWN and their text. The order: deadline, authentication, authorisation, in-flight limits, parsing,
-validation, the method itself. An exception's text goes to the log only, under an id that the caller gets.
+exceptions with UNKNOWN and their text. The order: deadline, authentication, whether the caller may call
+the method anywhere, in-flight limits, parsing, validation, whether it may in the project that the request names, the
+method itself. Denials are recorded. An exception's text goes to the log only, under an id that the caller gets.
 
 The fields of a message are counted before it is parsed. A message of more than a thousand fields, or of much text, is
 parsed and validated in one thread beside the loop, one after the other, so that other calls are served meanwhile.
@@ -11,25 +12,31 @@ parsed and validated in one thread beside the loop, one after the other, so that
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import grpc
 from google.protobuf.message import Message
 
+from shardyard_coordinator.domain.access import ANONYMOUS
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.serve import status
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.call import Call, Method
-from shardyard_coordinator.serve.limits import InFlight, Limits
+from shardyard_coordinator.serve.limits import InFlight, Limits, is_waiting
 from shardyard_coordinator.serve.openings import Openings
-from shardyard_coordinator.serve.permissions import LOCAL_PRINCIPAL, may
 from shardyard_coordinator.serve.reading import Requests, Validate
+from shardyard_coordinator.serve.validation.naming import resource_of
 
 log = logging.getLogger(__name__)
+
+_LOOK_S: Final = 1.0
 
 
 def transport_options(limits: Limits) -> list[tuple[str, int]]:
@@ -53,17 +60,23 @@ def transport_options(limits: Limits) -> list[tuple[str, int]]:
 class GuardedServer:
     """A grpc.aio server whose every method is guarded, and which can drain: its streams end with DRAINING."""
 
-    def __init__(self, methods: Iterable[Method], validate: Validate, limits: Limits) -> None:
-        guard = Guard(validate, limits)
+    def __init__(self, methods: Iterable[Method], validate: Validate, limits: Limits, access: Access) -> None:
+        guard = Guard(validate, limits, access)
         self._guard = guard
         self._server = grpc.aio.server(
             options=transport_options(limits), handlers=(_Table({each.path: each for each in methods}, guard),)
         )
 
-    def bind(self, address: str) -> int:
-        """Binds and returns the port; raises OSError if the address is taken or not this machine's."""
+    def bind(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Binds and returns the port; with credentials by TLS alone.
+
+        Raises: OSError if the address is taken or not this machine's.
+        """
         try:
-            port = cast(int, self._server.add_insecure_port(address))
+            if credentials is None:
+                port = cast(int, self._server.add_insecure_port(address))
+            else:
+                port = cast(int, self._server.add_secure_port(address, credentials))
         except RuntimeError as error:
             raise OSError(_no_port(address)) from error
         if port == 0:
@@ -95,12 +108,14 @@ class _Table(grpc.GenericRpcHandler):  # type: ignore[misc]
 class Guard:
     """Runs behaviours, and turns their errors into statuses."""
 
-    def __init__(self, validate: Validate, limits: Limits) -> None:
+    def __init__(self, validate: Validate, limits: Limits, access: Access) -> None:
         self._requests = Requests(validate, limits)
+        self._access = access
         self._limits = limits
         self._in_flight = InFlight(limits)
         self._openings = Openings()
-        self._streams: set[asyncio.Task[Any]] = set()
+        self._streams: dict[asyncio.Task[Any], _Held] = {}
+        self._looking: asyncio.TimerHandle | None = None
         self._draining = False
         self._calls = itertools.count(1)
         self._run = secrets.token_hex(4)
@@ -112,7 +127,9 @@ class Guard:
             task.cancel()
 
     def close(self) -> None:
-        """Ends the thread for large messages."""
+        """Ends the thread for large messages, and the looks at streams."""
+        if self._looking is not None:
+            self._looking.cancel()
         self._requests.close()
 
     def handler(self, method: Method) -> grpc.RpcMethodHandler:
@@ -137,17 +154,24 @@ class Guard:
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
             call = self._call(method, context, self._limits.unary_timeout_s)
             try:
-                _authorise(call)
-                with self._in_flight.unary(method.path, call.principal):
+                call = await self._access.admit(call, context)
+                self._access.check_method(call)
+                with self._in_flight.unary(method.path, call.principal or call.host):
                     async with asyncio.timeout_at(call.deadline_s):
                         request = await self._requests.read(method, data)
-                        return (await behaviour(request, call)).SerializeToString()
+                        call = _naming(call, request)
+                        call = self._access.check(call)
+                        answer = (await behaviour(request, call)).SerializeToString()
+                if is_waiting(method.path) and (refusal := self._access.verdict(call)) is not None:
+                    raise refusal  # It is not the one any more that it was when the wait began.
+                return answer
             except Refused as error:
                 refused = error
             except TimeoutError:
                 refused = Refused(Reason.DEADLINE_EXCEEDED, "the call's deadline passed; its effect is not known")
             except Exception:  # The edge: nothing of an unexpected exception may reach the caller.
                 refused = _unexpected(call)
+            await self._access.note(call, refused)
             await _abort(context, refused)
             raise AssertionError("abort returned")
 
@@ -155,41 +179,49 @@ class Guard:
 
     def _stream(self, method: Method) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[bytes | None]]:
         async def handle(request: Any, context: grpc.aio.ServicerContext) -> bytes | None:
-            call = self._call(method, context, None)
             task = cast(asyncio.Task[Any], asyncio.current_task())
-            self._streams.add(task)
+            held = self._streams[task] = _Held(self._call(method, context, None))
             try:
-                _authorise(call)
+                held.call = await self._access.admit(held.call, context)
+                self._access.check_method(held.call)
                 if self._draining:
                     raise _draining()
-                with self._in_flight.stream(method.path, call.principal):
+                self._look_again()
+                with self._in_flight.stream(method.path, held.call.principal or held.call.host):
                     async with self._openings.turn():
-                        return await self._run_stream(method, request, call, context)
+                        return await self._run_stream(method, request, held, context)
             except Refused as error:
                 refused = error
             except asyncio.CancelledError:
-                if not self._draining or context.cancelled():
+                if context.cancelled() or not (self._draining or held.refused):
                     raise
                 task.uncancel()
-                refused = _draining()
+                refused = held.refused or _draining()
             except Exception:  # The edge: nothing of an unexpected exception may reach the caller.
-                refused = _unexpected(call)
+                refused = _unexpected(held.call)
             finally:
-                self._streams.discard(task)
+                del self._streams[task]
+            await self._access.note(held.call, refused)
             await _abort(context, refused)
             raise AssertionError("abort returned")
 
         return handle
 
     async def _run_stream(
-        self, method: Method, request: Any, call: Call, context: grpc.aio.ServicerContext
+        self, method: Method, request: Any, held: _Held, context: grpc.aio.ServicerContext
     ) -> bytes | None:
         """Reads and writes by the method's shape; ends the stream if its reader takes nothing for too long."""
-        message = self._each(method, request) if method.client_streaming else await self._requests.read(method, request)
+        message: Any
+        if method.client_streaming:
+            message = self._each(method, request, held)
+        else:
+            message = await self._requests.read(method, request)
+            held.call = _naming(held.call, message)
+            held.call = self._access.check(held.call)
         if not method.server_streaming:
             behaviour = cast(Callable[[Any, Call], Awaitable[Message]], method.behaviour)
-            return (await behaviour(message, call)).SerializeToString()
-        answers = cast(Callable[[Any, Call], AsyncIterator[Message | bytes]], method.behaviour)(message, call)
+            return (await behaviour(message, held.call)).SerializeToString()
+        answers = cast(Callable[[Any, Call], AsyncIterator[Message | bytes]], method.behaviour)(message, held.call)
         try:
             # Sent separately: if a first write times out, grpc.aio believes that the metadata is still unsent, and then
             # cannot send the status.
@@ -210,9 +242,27 @@ class Guard:
                 f"nothing was read for {self._limits.slow_consumer_s:g} s; continue from the last cursor",
             ) from None
 
-    async def _each(self, method: Method, requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async def _each(self, method: Method, requests: AsyncIterator[bytes], held: _Held) -> AsyncIterator[Message]:
         async for data in requests:
-            yield await self._requests.read(method, data)
+            message = await self._requests.read(method, data)
+            held.call = _naming(held.call, message)
+            if held.call.resource:  # What comes without a header first is refused by the method.
+                held.call = self._access.check(held.call)
+            yield message
+
+    def _look_again(self) -> None:
+        """Looks in a second which streams are not allowed any more: no clock and no message says so earlier."""
+        if self._looking is None and self._access.how.is_required:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        for task, held in self._streams.items():
+            if held.refused is None and (refused := self._access.verdict(held.call)) is not None:
+                held.refused = refused
+                task.cancel()
+        if self._streams:
+            self._look_again()
 
     def _call(self, method: Method, context: grpc.aio.ServicerContext, default_s: float | None) -> Call:
         remaining = context.time_remaining()
@@ -220,7 +270,21 @@ class Guard:
             remaining = default_s
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         request_id = f"{self._run}-{next(self._calls):x}"
-        return Call(method.path, LOCAL_PRINCIPAL, request_id, deadline, context.peer())
+        return Call(method.path, ANONYMOUS, request_id, deadline, context.peer())
+
+
+@dataclass
+class _Held:
+    """A stream that is open; `refused` is why it is being ended, if it is not allowed any more."""
+
+    call: Call
+    refused: Refused | None = None
+
+
+def _naming(call: Call, request: Message) -> Call:
+    """The call with the resource that its request names."""
+    name = resource_of(request)
+    return dataclasses.replace(call, resource=name) if name else call
 
 
 def _no_port(address: str) -> str:
@@ -228,11 +292,6 @@ def _no_port(address: str) -> str:
         f"cannot listen on {address}: the port is taken, or the address is not this machine's; "
         "choose another one with --listen, or end what listens there (`shardyard stop`)"
     )
-
-
-def _authorise(call: Call) -> None:
-    if not may(call.principal, call.method):
-        raise Refused(Reason.ACCESS_DENIED, f"{call.principal} may not call {call.method}; ask for the right to")
 
 
 def _draining() -> Refused:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from shardyard_coordinator.domain.access import LOCAL_PRINCIPAL
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.serve.permissions import LOCAL_PRINCIPAL
 
 HEAVY_METHODS = frozenset(
     {
@@ -58,6 +58,11 @@ class Limits:
     max_chunk_bytes: int = 1024 * 1024
     max_pending_calls: int = 20_000
     max_unary: int = 512
+    # Of one principal; the only principal on loopback has no bounds of its own.
+    max_unary_each: int = 256
+    submits_per_s: int = 50
+    max_submit_burst: int = 200
+    max_project_jobs: int = 10_000
     max_heavy_each: int = 128
     max_watches: int = 10_000
     max_waits: int = 10_000
@@ -70,6 +75,7 @@ class Limits:
     # A principal may hold this fraction of each pot; the only principal on loopback may hold all of it.
     principals_per_pot: int = 10
     max_uploads: int = 8
+    max_uploads_each: int = 4
     max_upload_bytes: int = 10 * 1024**3
     max_project_upload_bytes: int = 100 * 1024**3
     max_project_files: int = 250_000
@@ -89,12 +95,18 @@ def is_never_shed(path: str) -> bool:
     return service == "grpc.health.v1.Health" or method.startswith(("Get", "Cancel", "BatchCancel"))
 
 
+def is_waiting(path: str) -> bool:
+    """Whether a unary method waits for something, as long as a stream."""
+    return path in _WAITING_METHODS
+
+
 class InFlight:
     """Counts calls in flight and refuses those over a limit. Used from one loop only."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._unary = 0
+        self._unary_of: Counter[str] = Counter()
         self._heavy: Counter[str] = Counter()
         self._pots: Counter[str] = Counter()
         self._own: Counter[tuple[str, str]] = Counter()
@@ -113,14 +125,20 @@ class InFlight:
         heavy = path in HEAVY_METHODS
         if self._unary >= self._limits.max_unary:
             raise self._too_much(Reason.OVERLOADED, f"{self._unary} calls are in flight, the most allowed")
+        if principal != LOCAL_PRINCIPAL and self._unary_of[principal] >= self._limits.max_unary_each:
+            raise self._too_much(Reason.OVERLOADED, f"{self._unary_of[principal]} calls of one caller are in flight")
         if heavy and self._heavy[path] >= self._limits.max_heavy_each:
             raise self._too_much(Reason.OVERLOADED, f"{self._heavy[path]} calls of {path} are in flight")
         self._unary += 1
+        self._unary_of[principal] += 1
         self._heavy[path] += heavy
         try:
             yield
         finally:
             self._unary -= 1
+            self._unary_of[principal] -= 1
+            if not self._unary_of[principal]:
+                del self._unary_of[principal]
             self._heavy[path] -= heavy
 
     @contextmanager

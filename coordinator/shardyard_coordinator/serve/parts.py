@@ -21,6 +21,7 @@ from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.inspection import Questions, not_in_time
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.permissions import no_right
 from shardyard_coordinator.serve.storage_errors import refused_storage
 from shardyard_coordinator.serve.tokens import Tokens
 from shardyard_coordinator.serve.validation import names
@@ -69,19 +70,18 @@ class Parts:
         return claim_of(self.storage, self.store.store_id)
 
     def name(self, kind: str, name: str) -> names.Name:
-        """A validated name's parts; Refused ACCESS_DENIED if its project is not the caller's.
+        """A validated name's parts; Refused ACCESS_DENIED if there is no such project.
 
-        The error is the same whether or not such a project exists, and comes before any look-up.
+        The error is that of a project in which the caller has no right, and comes before any look-up.
         """
         parsed = names.parse(kind, name)
         self.check_project(parsed.project)
         return parsed
 
     def check_project(self, project: str) -> None:
-        """Refused ACCESS_DENIED unless the caller may see the project."""
+        """Refused ACCESS_DENIED unless there is such a project."""
         if project not in self.projects:
-            text = f"no right to projects/{project}, whether it exists or not; ask its owner, or use projects/default"
-            raise Refused(Reason.ACCESS_DENIED, text)
+            raise no_right(project)
 
 
 async def in_time(call: Call, answer: Awaitable[_T], *, late: Callable[[], Refused] = not_in_time) -> _T:

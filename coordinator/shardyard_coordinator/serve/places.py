@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
+from shardyard_coordinator.domain.access import LOCAL_PRINCIPAL
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.serve.limits import Limits
@@ -69,21 +70,25 @@ class UploadPlaces:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._taken: set[Place[Any]] = set()
+        self._taken: dict[Place[Any], str] = {}
 
     @contextmanager
-    def take(self, messages: AsyncIterator[_T]) -> Iterator[Place[_T]]:
-        """Holds a place; Refused OVERLOADED if all are taken by active uploads."""
+    def take(self, messages: AsyncIterator[_T], principal: str) -> Iterator[Place[_T]]:
+        """Holds a place; Refused OVERLOADED if all are taken by active uploads, or the principal has its share."""
+        own = sum(each == principal for each in self._taken.values())
+        if principal != LOCAL_PRINCIPAL and own >= self._limits.max_uploads_each:
+            text = f"{own} uploads of {principal} are in progress, the maximum for one caller; wait for one of them"
+            raise Refused(Reason.OVERLOADED, text, retry_after_s=self._limits.upload_yield_s)
         if len(self._taken) >= self._limits.max_uploads:
             idlest = max(self._taken, key=Place.idle_s, default=None)
             if idlest is None or idlest.idle_s() < self._limits.upload_yield_s:
                 text = f"{self._limits.max_uploads} uploads are in progress, the maximum; try again after the delay"
                 raise Refused(Reason.OVERLOADED, text, retry_after_s=self._limits.upload_yield_s)
             idlest.give_up()
-            self._taken.discard(idlest)
+            self._taken.pop(idlest, None)
         place = Place(self._limits, messages)
-        self._taken.add(place)
+        self._taken[place] = principal
         try:
             yield place
         finally:
-            self._taken.discard(place)
+            self._taken.pop(place, None)

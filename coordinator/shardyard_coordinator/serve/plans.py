@@ -133,14 +133,14 @@ class Plans:
         names_files = walked.names or walked.uris or hub_folders(walked.hubs, "")
         return self._files if names_files else self._rows
 
-    def locate(self, conn: Connection, walked: WalkedSpec) -> Located:
+    def locate(self, conn: Connection, walked: WalkedSpec, call: Call) -> Located:
         """Locates everything that the spec names; run it in a read, because it looks at files. Refused ACCESS_DENIED,
         MODEL_NOT_FOUND, PATH_NOT_ALLOWED … with all fields concerned.
         """
         parts, uses = self._parts, walked.uses
         try:
             for name in uses:
-                parts.check_project(name.split("/")[1])
+                self._check_use(name, call)
             # Errors of paths come before errors of names.
             of_uris = identify(Named(tuple(walked.uris)), parts.data_roots)
             found = locations(
@@ -154,12 +154,18 @@ class Plans:
             folders = (*(found.folders[name] for name in uses), *hub_folders(walked.hubs, parts.cache_dir))
             identity = of_uris + identify(Named(folders=folders), parts.data_roots)
         except Refused as refused:
-            raise self._explained(conn, walked, refused) from None
+            raise self._explained(conn, walked, call, refused) from None
         return Located(walked, found, identity, found.SerializeToString(deterministic=True))
 
-    def _explained(self, conn: Connection, walked: WalkedSpec, refused: Refused) -> Refused:
+    def _check_use(self, name: str, call: Call) -> None:
+        """Refused ACCESS_DENIED unless the caller may use what is in the project of that name."""
+        project = name.split("/")[1]
+        call.check_use(project)
+        self._parts.check_project(project)
+
+    def _explained(self, conn: Connection, walked: WalkedSpec, call: Call, refused: Refused) -> Refused:
         """The refusal with all fields that name something unreadable; if permission is missing, with those only."""
-        denied = _complaints(walked.names, lambda name: self._parts.check_project(name.split("/")[1]))
+        denied = _complaints(walked.names, lambda name: self._check_use(name, call))
         if denied:
             return refused_fields(denied)
         # Errors of paths are already in the refusal: they are checked before names are.

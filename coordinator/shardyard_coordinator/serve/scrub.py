@@ -27,10 +27,17 @@ _SENTENCE: Final = re.compile(r"(?<=[.;\n])\s+")
 _ADVICE: Final = re.compile(
     r"\b(?:pip3?|conda|mamba|apt|apt-get|brew|uv)\s+(?:pip\s+)?(?:install|add)\b(?!\s*['\"`]?shardyard)"
 )
+_SECRETS: Final = re.compile(
+    r"sy_[a-z2-7]{12}_[A-Za-z0-9_-]{4,}|\beyJ[A-Za-z0-9_-]{16,}(?:\.[A-Za-z0-9_-]*){0,2}|\bhf_[A-Za-z0-9]{20,}"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
 
 
 def scrub(text: str) -> str:
-    """The text without addresses, paths of libraries, tracebacks and advice to install packages; the log keeps it."""
+    """The text without secrets, and without addresses, paths of libraries, tracebacks and advice to install packages,
+    which the log keeps.
+    """
+    text = redact(text)
     if not _TRACES.search(text):
         return text
     cleaned = _TRACEBACK.sub(_INSTEAD, text)
@@ -51,3 +58,23 @@ def _is_of_a_library(word: str) -> bool:
         return True
     found = _SHARED_OBJECT.search(word)
     return found is not None and "/" in word[: found.start()]
+
+
+def redact(text: str) -> str:
+    """The text without what looks like a secret: tokens of this service, JWTs, keys of the Hub and of object stores,
+    and passwords in URLs.
+    """
+    return _SECRETS.sub("(redacted)", text)
+
+
+class _Redacting(logging.Formatter):
+    """Formats records, with their tracebacks, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def redact_logs(format: str) -> None:
+    """Lets every handler of the process's log write in this format, and no secrets."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Redacting(format))

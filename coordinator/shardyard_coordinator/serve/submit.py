@@ -12,10 +12,12 @@ from sqlalchemy import Connection
 from shardyard.v1 import job_pb2, job_service_pb2, plan_pb2
 from shardyard_coordinator.control.formats import part_of
 from shardyard_coordinator.control.spec_walk import WalkedSpec, task_of, walk
+from shardyard_coordinator.domain.access import LOCAL_PRINCIPAL
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
 from shardyard_coordinator.seams import SYSTEM
+from shardyard_coordinator.serve.buckets import Buckets
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.plans import Located, Planned, Plans
@@ -36,6 +38,7 @@ class Submitter:
     def __init__(self, parts: Parts, plans: Plans) -> None:
         self._parts = parts
         self._plans = plans
+        self._rates = Buckets(parts.limits.max_submit_burst, parts.limits.submits_per_s, parts.clock)
         self._creates: Together[Submission, CreatedJob] = writes_together(
             parts.store, self._insert, SYSTEM, size=lambda each: len(each.new.spec) + len(each.new.plan)
         )
@@ -44,6 +47,7 @@ class Submitter:
         """Accepts the job durably and returns it; with `validate_only` only returns what it would be."""
         parts = self._parts
         parts.trace.point("create.received")
+        self.check_rate(call)
         new = await self.prepare(request, call)
         if isinstance(new, JobRecord):
             return encode.job_to_proto(new)
@@ -74,10 +78,43 @@ class Submitter:
         queue, now_us = queue_of(request.job), self._parts.clock.now_us()
         return new_job(request, project, queue, planned, walked, fingerprint=fingerprint, now_us=now_us)
 
+    def check_rate(self, call: Call, count: int = 1) -> None:
+        """Refused RATE_LIMITED if the caller submits too fast; the only one on loopback is not limited."""
+        if call.principal == LOCAL_PRINCIPAL or self._rates.take(call.principal, count):
+            return
+        limits = self._parts.limits
+        text = f"over {limits.submits_per_s} submits a second, and {limits.max_submit_burst} at once; wait a moment"
+        raise Refused(Reason.RATE_LIMITED, text, retry_after_s=max(self._rates.wait_s(call.principal, count), 0.1))
+
     def _insert(self, conn: Connection, items: Sequence[Submission]) -> Sequence[CreatedJob | Exception]:
-        created = submissions.create_jobs(conn, items, self._parts.clock.now_us())
+        refused = self.without_room(conn, items)
+        fitting = [each for at, each in enumerate(items) if at not in refused]
+        created = iter(submissions.create_jobs(conn, fitting, self._parts.clock.now_us()) if fitting else ())
         self._parts.trace.point("job.inserted")
-        return created
+        return [refused[at] if at in refused else next(created) for at in range(len(items))]
+
+    def without_room(self, conn: Connection, items: Sequence[Submission]) -> dict[int, Refused]:
+        """Those whose projects have too many jobs already, by their place; retries of accepted ones are not."""
+        most = self._parts.limits.max_project_jobs
+        rooms: dict[str, int] = {}
+        refused: dict[int, Refused] = {}
+        for at, (new, actor) in enumerate(items):
+            if actor.principal == LOCAL_PRINCIPAL:
+                continue
+            if new.project not in rooms:
+                rooms[new.project] = most - jobs.num_live(conn, new.project)
+            if rooms[new.project] > 0:
+                rooms[new.project] -= 1
+                continue
+            try:
+                known = submissions.find_request(conn, actor.principal, new.request_id, new.fingerprint)
+            except Refused as error:
+                refused[at] = error
+                continue
+            if known is None:
+                text = f"projects/{new.project} has {most:,} jobs that have not ended, the most allowed; cancel some"
+                refused[at] = Refused(Reason.QUOTA_EXCEEDED, text)
+        return refused
 
     async def _look(
         self, request: job_service_pb2.CreateJobRequest, walked: WalkedSpec, call: Call, fingerprint: bytes
@@ -89,7 +126,7 @@ class Submitter:
                 known = submissions.find_request(conn, call.principal, request.request_id, fingerprint)
                 if known is not None:
                     return known
-            return self._plans.locate(conn, walked)
+            return self._plans.locate(conn, walked, call)
 
         found: JobRecord | Located = await self._plans.reads(walked).ask(look)
         return found
@@ -98,7 +135,7 @@ class Submitter:
         """Plans a job; changes nothing."""
         self._parts.name("project", request.parent)
         walked = walk(request.job.spec)
-        located = await self._plans.reads(walked).ask(lambda conn: self._plans.locate(conn, walked))
+        located = await self._plans.reads(walked).ask(lambda conn: self._plans.locate(conn, walked, call))
         queue_of(request.job)
         planned = await self._plans.plan(located, call)
         plan = plan_pb2.JobPlan.FromString(planned.plan)

@@ -17,7 +17,7 @@ from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.serve.submit import queue_of
 from shardyard_coordinator.serve.validation.requests import annotation_sizes
 from shardyard_coordinator.serve.validation.updates import ALWAYS, MAPS, key_of
-from shardyard_coordinator.store import encode, jobs
+from shardyard_coordinator.store import audit, encode, jobs
 from shardyard_coordinator.store.findable import Findable, replace_findable
 
 _MAX_PAIRS = {"labels": 64, "annotations": 1024}
@@ -28,10 +28,10 @@ def update_job(
 ) -> JobRecord:
     """Changes the fields of the request's mask, which was checked; a job that is so already stays as it is.
 
-    With `validate_only` nothing is written. Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE,
-    QUEUE_NOT_FOUND, and with every field that would be too large.
+    With `validate_only` nothing is written. Raises: Refused JOB_NOT_FOUND, ACCESS_DENIED, ETAG_MISMATCH,
+    INVALID_STATE, QUEUE_NOT_FOUND, and with every field that would be too large.
     """
-    job, wanted, paths = jobs.get_job(conn, project, job_id), request.job, list(request.update_mask.paths)
+    job, wanted, paths = jobs.own_job(conn, project, job_id, actor), request.job, list(request.update_mask.paths)
     jobs.check_etag(job, wanted.etag)
     if job.state.is_terminal and any(path.partition(".")[0] not in ALWAYS for path in paths):
         raise jobs.invalid_state(job, f"only {', '.join(ALWAYS)} can be changed once it has ended")
@@ -52,6 +52,7 @@ def update_job(
         replace_findable(conn, Findable(job.uid, job.id, project, job.create_us, description.labels, attributes))
     # Nothing may follow a terminal event.
     drafts = [] if job.state.is_terminal else [_event(paths, actor)]
+    audit.record(conn, actor, job.name, now_us)
     return jobs.record(conn, job, changes, drafts, now_us)
 
 

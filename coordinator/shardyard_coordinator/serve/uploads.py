@@ -27,6 +27,7 @@ from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, NewUpload, ResourceKind, ResourceRecord, ResourceState
 from shardyard_coordinator.launch.claim import check_claim
+from shardyard_coordinator.seams import Actor
 from shardyard_coordinator.serve.arriving import Arriving, Writer, cut, differing, make_empty, mismatch
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.downloads import find
@@ -58,7 +59,7 @@ class Uploads:
     async def receive(self, kind: ResourceKind, messages: AsyncIterator[UploadMessage], call: Call) -> ResourceRecord:
         """Returns the resource, READY. Before the first bytes arrive nothing of an upload is kept or reserved."""
         with contextlib.ExitStack() as held:
-            place = held.enter_context(self._places.take(messages))
+            place = held.enter_context(self._places.take(messages, call.principal))
             header = _header(await place.next())
             project = self._parts.name("project", header.parent).project
             with self._alone(kind, project, header.resource_id), storage_errors():
@@ -69,7 +70,10 @@ class Uploads:
                 folder = Path(record.path)
                 description = await self._inspect(record, folder, files, call) if kind is ResourceKind.MODEL else b""
                 self._parts.trace.point("upload.verified")
-                return await self._parts.store.write(lambda conn: _finish(conn, record, description), call.actor)
+                now_us = self._parts.clock.now_us()
+                return await self._parts.store.write(
+                    lambda conn: _finish(conn, record, description, call.actor, now_us), call.actor
+                )
 
     async def _arrive(
         self,
@@ -82,7 +86,7 @@ class Uploads:
         """The row and its files, complete and as announced; or the READY row of an earlier try."""
         await asyncio.to_thread(check_claim, self._parts.claim)
         new = await asyncio.to_thread(self._announced, kind, project, header)
-        known, files = await self._look(new)
+        known, files = await self._look(new, call)
         if known is not None and known.state is ResourceState.READY:
             return known, files
         arriving = Arriving(files)
@@ -132,7 +136,7 @@ class Uploads:
             files=tuple(FileRecord(file.path, file.size_bytes, file.sha256) for file in header.files),
         )
 
-    async def _look(self, new: NewUpload) -> tuple[ResourceRecord | None, list[FileRecord]]:
+    async def _look(self, new: NewUpload, call: Call) -> tuple[ResourceRecord | None, list[FileRecord]]:
         """The row of an earlier try, if there is one, and the files in the header's order, with what has arrived.
 
         Refused if a quota, the disk or another resource prevents it.
@@ -140,7 +144,7 @@ class Uploads:
         free = (await asyncio.to_thread(shutil.disk_usage, self._parts.storage)).free
 
         def look(conn: Connection) -> tuple[ResourceRecord | None, list[FileRecord]]:
-            known = resources.find_upload(conn, new)
+            known = resources.find_upload(conn, new, call.actor)
             if known is None:
                 self._check_room(conn, new, free)
                 return None, list(new.files)
@@ -292,12 +296,16 @@ class Uploads:
 
 async def discard(parts: Parts, record: ResourceRecord, folder: Path, call: Call) -> None:
     """Removes a resource and its files: the intention first, so that a crash in between is finished by recovery."""
+    actor, now_us = call.actor, parts.clock.now_us()
     await parts.store.write(
-        lambda conn: resources.begin_delete(conn, record.kind, record.project, record.resource_id), call.actor
+        lambda conn: resources.begin_delete(
+            conn, record.kind, record.project, record.resource_id, actor=actor, now_us=now_us
+        ),
+        actor,
     )
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     parts.trace.point("delete.unlinked")
-    await parts.store.write(lambda conn: resources.finish_delete(conn, record.uid), call.actor)
+    await parts.store.write(lambda conn: resources.finish_delete(conn, record.uid), actor)
 
 
 def _over_quota(text: str) -> Refused:
@@ -305,10 +313,10 @@ def _over_quota(text: str) -> Refused:
     return Refused(Reason.QUOTA_EXCEEDED, text, violations=[violation])
 
 
-def _finish(conn: Connection, record: ResourceRecord, description: bytes) -> ResourceRecord:
+def _finish(conn: Connection, record: ResourceRecord, description: bytes, actor: Actor, now_us: int) -> ResourceRecord:
     """READY; Refused MODEL_NOT_FOUND or DATASET_NOT_FOUND if a sweep has taken it for abandoned."""
     resources.get_resource(conn, record.kind, record.project, record.resource_id)
-    return resources.finish_upload(conn, record.uid, description)
+    return resources.finish_upload(conn, record.uid, description, actor=actor, now_us=now_us)
 
 
 def _header(first: UploadMessage | None) -> transfer_pb2.UploadHeader:

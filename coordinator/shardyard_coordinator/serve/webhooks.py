@@ -24,7 +24,7 @@ from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.project_log import Cursors, newest_place
 from shardyard_coordinator.serve.submit import make_uid
 from shardyard_coordinator.serve.tokens import Pages
-from shardyard_coordinator.store import encode, webhooks
+from shardyard_coordinator.store import audit, encode, webhooks
 
 # An old secret signs beside the new one for so long.
 _ROTATION_US = 86_400_000_000
@@ -69,7 +69,11 @@ class WebhookService:
             place = newest_place(conn, project)
             if given is not None:
                 place = self._cursors.require_kept(conn, project, given, "webhook.cursor")
-            return webhooks.create_webhook(conn, _new(request, project, call.principal, place, now_us))
+            new = _new(request, project, call.principal, place, now_us)
+            made = webhooks.create_webhook(conn, new)
+            if made.uid == new.uid:  # Else an earlier try has made it.
+                audit.record(conn, call.actor, made.name, now_us)
+            return made
 
         record = await self._parts.store.write(operation, call.actor)
         self._deliverer.look_again(record.uid)
@@ -102,7 +106,7 @@ class WebhookService:
         now_us = self._parts.clock.now_us()
 
         def operation(conn: Connection) -> WebhookRecord:
-            record = webhooks.get_webhook(conn, name.project, name.id)
+            record = webhooks.own_webhook(conn, name.project, name.id, call.actor)
             webhooks.check_etag(record, wanted.etag)
             changes: dict[str, Any] = {}
             if "url" in fields:
@@ -117,6 +121,7 @@ class WebhookService:
             if given is not None or ("disabled" in fields and not wanted.disabled):
                 place = self._cursors.require_kept(conn, name.project, given or record.place, "webhook.cursor")
                 changes |= {"position": place.position, "removal": place.removal}
+            audit.record(conn, call.actor, record.name, now_us)
             return webhooks.update_webhook(conn, record, changes, now_us)
 
         record = await self._parts.store.write(operation, call.actor)
@@ -125,12 +130,13 @@ class WebhookService:
 
     async def delete(self, request: pb.DeleteWebhookRequest, call: Call) -> empty_pb2.Empty:
         """Removes the webhook and its deliveries."""
-        name = self._parts.name("webhook", request.name)
+        name, now_us = self._parts.name("webhook", request.name), self._parts.clock.now_us()
 
         def operation(conn: Connection) -> str:
-            record = webhooks.get_webhook(conn, name.project, name.id)
+            record = webhooks.own_webhook(conn, name.project, name.id, call.actor)
             webhooks.check_etag(record, request.etag)
             webhooks.delete_webhook(conn, record)
+            audit.record(conn, call.actor, record.name, now_us)
             return record.uid
 
         self._deliverer.look_again(await self._parts.store.write(operation, call.actor))
@@ -142,8 +148,9 @@ class WebhookService:
         secret = signing.make_secret()
 
         def operation(conn: Connection) -> WebhookRecord:
-            record = webhooks.get_webhook(conn, name.project, name.id)
+            record = webhooks.own_webhook(conn, name.project, name.id, call.actor)
             webhooks.check_etag(record, request.etag)
+            audit.record(conn, call.actor, record.name, now_us)
             changes = {"secret": secret, "old_secret": record.secret, "old_until_us": now_us + _ROTATION_US}
             return webhooks.update_webhook(conn, record, changes, now_us)
 
@@ -151,9 +158,10 @@ class WebhookService:
         self._deliverer.look_again(record.uid)
         return self._with_secret(record)
 
-    async def test(self, request: pb.TestWebhookRequest, _call: Call) -> pb.Delivery:
+    async def test(self, request: pb.TestWebhookRequest, call: Call) -> pb.Delivery:
         """Sends a request of type `webhook.test`, and returns what became of it."""
         record = await self._read(request.name)
+        audit.check_owner(record.name, record.creator, call.actor)
         delivery = await self._deliverer.test(record)
         if delivery is None:
             text = f"a test of {record.name} is being sent; wait for its end"

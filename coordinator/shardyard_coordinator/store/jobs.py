@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, exists, literal_column, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, func, literal_column, or_, select, tuple_, update
 
 from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.errors import Refused
@@ -21,7 +21,7 @@ from shardyard_coordinator.domain.records import (
 from shardyard_coordinator.domain.states import JobState, may_move
 from shardyard_coordinator.domain.steps import IllegalMove, StaleWrite
 from shardyard_coordinator.seams import Actor
-from shardyard_coordinator.store import encode, events, project_log, tables
+from shardyard_coordinator.store import audit, encode, events, project_log, tables
 from shardyard_coordinator.store.findable import remove_findable
 from shardyard_coordinator.store.sql import Prepared, PreparedUpdate
 
@@ -82,6 +82,13 @@ def get_job(conn: Connection, project: str, job_id: str) -> JobRecord:
             metadata={"job": name},
         )
     return from_row(row)
+
+
+def own_job(conn: Connection, project: str, job_id: str, actor: Actor) -> JobRecord:
+    """The job of that name, for its change. Raises: Refused JOB_NOT_FOUND, ACCESS_DENIED (another one's job)."""
+    job = get_job(conn, project, job_id)
+    audit.check_owner(job.name, job.creator, actor)
+    return job
 
 
 def get_job_by_uid(conn: Connection, uid: str) -> JobRecord | None:
@@ -160,12 +167,19 @@ def record(
     return dataclasses.replace(job, **values, last_sequence=last, version=version)
 
 
+def num_live(conn: Connection, project: str) -> int:
+    """How many jobs of a project have not ended."""
+    live = [state.value for state in JobState if not state.is_terminal]
+    mine = (_job.project == project, _job.deleted_us == 0, _job.state.in_(live))
+    return int(conn.execute(select(func.count()).select_from(tables.job).where(*mine)).scalar_one())
+
+
 def request_cancel(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
     """Cancels the job: at once if it holds no slots, else it becomes CANCELLING. Idempotent.
 
-    Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE (it has ended otherwise).
+    Raises: Refused JOB_NOT_FOUND, ACCESS_DENIED, ETAG_MISMATCH, INVALID_STATE (it has ended otherwise).
     """
-    job = get_job(conn, project, job_id)
+    job = own_job(conn, project, job_id, actor)
     if job.state in (JobState.CANCELLING, JobState.CANCELLED):
         return job
     check_etag(job, etag)
@@ -173,15 +187,16 @@ def request_cancel(conn: Connection, project: str, job_id: str, etag: str, *, ac
         raise invalid_state(job, "it has ended, so it cannot be cancelled")
     at_once = job.state in (JobState.QUEUED, JobState.PAUSED)
     target = JobState.CANCELLED if at_once else JobState.CANCELLING
+    audit.record(conn, actor, job.name, now_us)
     return move(conn, job, target, now_us=now_us, message=f"cancelled by {actor.principal}").job
 
 
 def delete_job(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
     """Deletes a job that has ended: its name is free at once, its events are kept until they are purged.
 
-    Raises: Refused JOB_NOT_FOUND, ETAG_MISMATCH, INVALID_STATE.
+    Raises: Refused JOB_NOT_FOUND, ACCESS_DENIED, ETAG_MISMATCH, INVALID_STATE.
     """
-    job = get_job(conn, project, job_id)
+    job = own_job(conn, project, job_id, actor)
     check_etag(job, etag)
     if not job.state.is_terminal:
         raise invalid_state(job, "cancel it first, then delete it")
@@ -190,6 +205,7 @@ def delete_job(conn: Connection, project: str, job_id: str, etag: str, *, actor:
     conn.execute(delete(tables.job_use).where(tables.job_use.c.job_uid == job.uid))
     event = job_pb2.JobEvent(deleted=job_pb2.JobDeleted(principal=actor.principal))
     events.append(conn, job.uid, [encode.draft(EventKind.DELETED, event)], now_us)
+    audit.record(conn, actor, job.name, now_us)
     deleted = get_job_by_uid(conn, job.uid)
     assert deleted is not None
     return deleted

@@ -14,7 +14,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import FileRecord, NewUpload, ResourceKind, ResourceRecord, ResourceState
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import Actor
-from shardyard_coordinator.store import tables
+from shardyard_coordinator.store import audit, tables
 from shardyard_coordinator.store.sql import Prepared
 
 _resource, _file, _plan = tables.resource.c, tables.resource_file.c, tables.plan.c
@@ -47,7 +47,7 @@ def begin_upload(conn: Connection, new: NewUpload, actor: Actor, now_us: int) ->
 
     Raises: Refused MODEL_EXISTS, DATASET_EXISTS, REQUEST_ID_REUSED (the id with other files).
     """
-    if (held := find_upload(conn, new)) is not None:
+    if (held := find_upload(conn, new, actor)) is not None:
         return held
     values = {
         "uid": new.uid,
@@ -64,18 +64,20 @@ def begin_upload(conn: Connection, new: NewUpload, actor: Actor, now_us: int) ->
     }
     conn.execute(insert(tables.resource).values(**values))
     _insert_files(conn, new.uid, new.files)
-    return require_resource(conn, new.uid)
+    made = require_resource(conn, new.uid)
+    audit.record(conn, actor, made.name, now_us)
+    return made
 
 
-def find_upload(conn: Connection, new: NewUpload) -> ResourceRecord | None:
-    """The same upload, in progress or finished; None if the name is free.
+def find_upload(conn: Connection, new: NewUpload, actor: Actor) -> ResourceRecord | None:
+    """The same upload of the same principal, in progress or finished; None if the name is free.
 
     Raises: Refused MODEL_EXISTS, DATASET_EXISTS, REQUEST_ID_REUSED (the id with other files).
     """
     held = _find(conn, new.kind, new.project, new.resource_id)
     if held is None:
         return None
-    if not new.request_id or held.request_id != new.request_id:
+    if not new.request_id or (held.request_id, held.creator) != (new.request_id, actor.principal):
         raise _exists(new.kind, held.name)
     announced = {(file.path, file.size_bytes, file.sha256) for file in new.files}
     if announced != {(file.path, file.size_bytes, file.sha256) for file in list_files(conn, held.uid)}:
@@ -152,14 +154,17 @@ def reset_parts(conn: Connection, uid: str, paths: Sequence[str]) -> None:
     conn.execute(update(tables.resource_file).where(*mine).values(committed_bytes=0), [{"at": path} for path in paths])
 
 
-def finish_upload(conn: Connection, uid: str, description: bytes) -> ResourceRecord:
+def finish_upload(conn: Connection, uid: str, description: bytes, *, actor: Actor, now_us: int) -> ResourceRecord:
     """UPLOADING → READY, once all files are complete and checked. Idempotent."""
     waiting = (_resource.uid == uid, _resource.state == ResourceState.UPLOADING.value)
     values = {"state": ResourceState.READY.value, "description": description}
-    conn.execute(update(tables.resource).where(*waiting).values(**values))
+    is_new = conn.execute(update(tables.resource).where(*waiting).values(**values)).rowcount == 1
     whole = {"committed_bytes": _file.size_bytes}
     conn.execute(update(tables.resource_file).where(_file.resource_uid == uid).values(**whole))
-    return require_resource(conn, uid)
+    ready = require_resource(conn, uid)
+    if is_new:
+        audit.record(conn, actor, ready.name, now_us)
+    return ready
 
 
 def get_resource(conn: Connection, kind: ResourceKind, project: str, resource_id: str) -> ResourceRecord:
@@ -249,12 +254,15 @@ def list_files(conn: Connection, uid: str, *, limit: int | None = None) -> list[
     return [FileRecord(*row) for row in conn.execute(statement)]
 
 
-def begin_delete(conn: Connection, kind: ResourceKind, project: str, resource_id: str) -> ResourceRecord:
+def begin_delete(
+    conn: Connection, kind: ResourceKind, project: str, resource_id: str, *, actor: Actor, now_us: int
+) -> ResourceRecord:
     """Records the removal: the name is free from now on; the caller removes the folder.
 
-    Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_IN_USE, DATASET_IN_USE.
+    Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, ACCESS_DENIED, MODEL_IN_USE, DATASET_IN_USE.
     """
     record = get_resource(conn, kind, project, resource_id)
+    audit.check_owner(record.name, record.creator, actor)
     users = live_users(conn, record.name)
     if users:
         raise Refused(
@@ -264,6 +272,7 @@ def begin_delete(conn: Connection, kind: ResourceKind, project: str, resource_id
         )
     values = {"state": ResourceState.DELETING.value, "tombstone": record.uid}
     conn.execute(update(tables.resource).where(_resource.uid == record.uid).values(**values))
+    audit.record(conn, actor, record.name, now_us)
     return dataclasses.replace(record, state=ResourceState.DELETING)
 
 
@@ -275,7 +284,7 @@ def finish_delete(conn: Connection, uid: str) -> None:
 
 
 def live_users(conn: Connection, name: str) -> list[str]:
-    """The names of the live jobs that use it."""
+    """The names of the live jobs that use it; those of other projects are not named."""
     job, use = tables.job.c, tables.job_use.c
     statement = (
         select(job.project, job.job_id)
@@ -284,7 +293,11 @@ def live_users(conn: Connection, name: str) -> list[str]:
         .order_by(job.id)
         .limit(10)
     )
-    return [f"projects/{row.project}/jobs/{row.job_id}" for row in conn.execute(statement)]
+    own = audit.project_of(name)
+    return [
+        f"projects/{row.project}/jobs/{row.job_id}" if row.project == own else "a job of another project"
+        for row in conn.execute(statement)
+    ]
 
 
 def stale_uploads(conn: Connection, before_us: int) -> list[ResourceRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.seams import Actor
-from shardyard_coordinator.store import encode, events, tables
+from shardyard_coordinator.store import audit, encode, events, tables
 from shardyard_coordinator.store.findable import Findable, insert_findable
 from shardyard_coordinator.store.jobs import get_job_by_uid
 from shardyard_coordinator.store.resources import live_users, ready_resource
@@ -117,9 +118,17 @@ def create_jobs(conn: Connection, submissions: Sequence[Submission], now_us: int
 
 
 def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) -> list[JobRecord]:
-    """Raises: IntegrityError if a name or a request id is taken; Refused if a model or data set is gone."""
+    """Raises: IntegrityError if a name or a request id is taken; Refused if a model or data set is gone, or if the job
+    would change the model of another principal.
+    """
     for name in {name for new, _ in submissions for name in new.uses}:
         ready_resource(conn, name)  # It existed when the job was planned, and cannot be deleted from here on.
+    for new, actor in submissions:
+        if new.adds:
+            model = ready_resource(conn, "/".join(new.adds.split("/")[:4]))
+            # What an admin may do in the job's project says nothing of the model's.
+            strict = actor if model.project == new.project else dataclasses.replace(actor, only_own=True)
+            audit.check_owner(model.name, model.creator, strict)
     _check_alone(conn, [new.adds for new, _ in submissions if new.adds])
     requests = [
         {
@@ -145,6 +154,8 @@ def _insert(conn: Connection, submissions: Sequence[Submission], now_us: int) ->
     ]
     _INSERT_USE.run(conn, uses)
     events.insert_logs(conn, [(new.uid, 1, (_ACCEPTED, *new.warnings)) for new, _ in submissions], now_us)
+    made = [(actor, f"projects/{new.project}/jobs/{new.job_id}") for new, actor in submissions]
+    audit.record_all(conn, made, now_us)
     return [JobRecord(**{**_FRESH, **row, "id": ids[row["uid"]], "state": JobState.QUEUED}) for row in rows]
 
 

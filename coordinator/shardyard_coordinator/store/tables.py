@@ -355,3 +355,49 @@ delivery = Table(
     _number("time_us"),
     _number("duration_us"),
 )
+
+token = Table(
+    "token",
+    metadata,
+    Column("row", _Identity, primary_key=True, autoincrement=True),
+    Column("id", Text(), nullable=False, unique=True),
+    Column("principal", Text(), nullable=False),
+    Column("sha256", LargeBinary(), nullable=False),
+    _text("display_name"),
+    _text("scopes"),
+    _text("creator"),
+    _number("create_us"),
+    _number("expire_us"),
+    _number("revoke_us"),
+    sqlite_autoincrement=True,
+)
+
+role_binding = Table(
+    "role_binding",
+    metadata,
+    Column("project", Text(), primary_key=True),
+    Column("id", Text(), primary_key=True),
+    Column("member", Text(), nullable=False),
+    Column("role", Text(), nullable=False),
+    _text("creator"),
+    _number("create_us"),
+)
+
+# Rows are only ever added. The project is empty for what concerns all of them.
+audit = Table(
+    "audit",
+    metadata,
+    Column("position", _Identity, primary_key=True, autoincrement=True),
+    _number("time_us"),
+    _text("principal"),
+    _text("credential"),
+    Column("method", Text(), nullable=False),
+    _text("project"),
+    _text("resource"),
+    _text("request_id"),
+    Column("outcome", Text(), nullable=False),
+    _text("peer"),
+    _number("count", 1),
+    Index("audit_by_project", "project", "position"),
+    sqlite_autoincrement=True,
+)

@@ -16,7 +16,8 @@ from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import Place
 from shardyard_coordinator.domain.webhooks import DeliveryRecord, WebhookRecord
-from shardyard_coordinator.store import tables
+from shardyard_coordinator.seams import Actor
+from shardyard_coordinator.store import audit, tables
 from shardyard_coordinator.store.jobs import ANY_ETAG
 from shardyard_coordinator.store.sql import Prepared, PreparedInsert, PreparedUpdate
 
@@ -87,6 +88,13 @@ def get_webhook(conn: Connection, project: str, webhook_id: str) -> WebhookRecor
         text = f"there is no webhook `{name}`; list them with `shardyard webhooks list` (ListWebhooks)"
         raise Refused(Reason.WEBHOOK_NOT_FOUND, text, metadata={"webhook": name})
     return found
+
+
+def own_webhook(conn: Connection, project: str, webhook_id: str, actor: Actor) -> WebhookRecord:
+    """The webhook of that name, for its change. Raises: Refused WEBHOOK_NOT_FOUND, ACCESS_DENIED (another one's)."""
+    record = get_webhook(conn, project, webhook_id)
+    audit.check_owner(record.name, record.creator, actor)
+    return record
 
 
 def find_webhook(conn: Connection, uid: str) -> WebhookRecord | None:

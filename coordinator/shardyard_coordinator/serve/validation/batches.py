@@ -75,11 +75,8 @@ def check_create_webhook(request: webhooks.CreateWebhookRequest, found: Found) -
 def check_update_webhook(request: webhooks.UpdateWebhookRequest, found: Found) -> None:
     """The mask, and the fields that it names."""
     found += updates.webhook_mask(request)
-    if request.HasField("webhook"):
-        if complaint := name_complaint("webhook", request.webhook.name):
-            found.append(FieldViolation("webhook.name", complaint))
-        if "url" in request.update_mask.paths:
-            _check_url(request.webhook, found)
+    if request.HasField("webhook") and "url" in request.update_mask.paths:
+        _check_url(request.webhook, found)
 
 
 def _check_url(webhook: Any, found: Found) -> None:

@@ -17,7 +17,15 @@ PATTERNS: Final = {
     "dataset": "projects/{project}/datasets/{dataset}",
     "webhook": "projects/{project}/webhooks/{webhook}",
     "checkpoint": "projects/{project}/jobs/{job}/checkpoints/e{attempt}-s{step}",
+    "any_project": "projects/{project}",
+    "binding": "projects/{project}/roleBindings/{binding}",
+    "token": "tokens/{token}",
 }
+_ALL_PROJECTS: Final = "-"
+_OF_ALL: Final = ("any_project", "binding")
+"""Kinds whose project may be `-`: all of them."""
+
+_TOKEN: Final = re.compile(r"[a-z2-7]{12}")
 _SHAPES: Final = {
     "project": ("projects",),
     "job": ("projects", "jobs"),
@@ -25,12 +33,15 @@ _SHAPES: Final = {
     "dataset": ("projects", "datasets"),
     "webhook": ("projects", "webhooks"),
     "checkpoint": ("projects", "jobs", "checkpoints"),
+    "any_project": ("projects",),
+    "binding": ("projects", "roleBindings"),
+    "token": ("tokens",),
 }
 
 
 @dataclass(frozen=True)
 class Name:
-    """The parts of a resource name; `id` is empty for a project."""
+    """The parts of a resource name; `id` is empty for a project, and `project` for a token."""
 
     project: str
     id: str = ""
@@ -43,6 +54,8 @@ def parse(kind: str, name: str) -> Name:
     if complaint := name_complaint(kind, name):
         raise ValueError(complaint)
     parts = name.split("/")[1::2]
+    if kind == "token":
+        return Name("", parts[0])
     if kind == "checkpoint":
         found = _CHECKPOINT.fullmatch(parts[2])
         assert found is not None
@@ -62,6 +75,11 @@ def name_complaint(kind: str, name: str) -> str | None:
         if collection == "checkpoints":
             if not _CHECKPOINT.fullmatch(part):
                 return f"{show(part)} is not e{{attempt}}-s{{step}}; such as `e1-s100`"
+        elif collection == "tokens":
+            if not _TOKEN.fullmatch(part):
+                return f"{show(part)} is not a token's id of 12 of a-z and 2-7; list them with ListTokens"
+        elif kind in _OF_ALL and collection == "projects" and part == _ALL_PROJECTS:
+            continue
         elif complaint := id_complaint(part):
             return f"{show(name)}: {complaint}"
     return None
@@ -70,6 +88,12 @@ def name_complaint(kind: str, name: str) -> str | None:
 def _example(pattern: str) -> str:
     example = pattern.replace("{attempt}", "1").replace("{step}", "100").replace("{project}", "default")
     return "`" + re.sub(r"\{(\w+)\}", r"my-\1", example) + "`"
+
+
+def project_of(name: str) -> str | None:
+    """The project of a name, `-` for all; None if it is in none."""
+    parts = name.split("/")
+    return parts[1] if parts[0] == "projects" and len(parts) > 1 else None
 
 
 def project_name(project: str) -> str:

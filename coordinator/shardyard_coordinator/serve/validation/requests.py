@@ -15,9 +15,10 @@ from shardyard.v1 import job_service_pb2 as jobs
 from shardyard.v1 import metric_service_pb2 as metrics
 from shardyard.v1 import model_service_pb2 as models
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
-from shardyard_coordinator.serve.validation import batches, choosing, rules, spec, updates, uploads, walk
+from shardyard_coordinator.serve.validation import access, batches, choosing, rules, spec, updates, uploads, walk
 from shardyard_coordinator.serve.validation.counts import Counts
 from shardyard_coordinator.serve.validation.names import name_complaint
+from shardyard_coordinator.serve.validation.naming import NAMES, named
 from shardyard_coordinator.serve.validation.sources import relative_path_complaint
 from shardyard_coordinator.serve.validation.text import (
     UID,
@@ -58,49 +59,6 @@ OUTPUT_ONLY: Final = (
     "update_time",
     "evaluation",
 )
-
-_NAMES: Final[dict[str, tuple[str, str]]] = {
-    "CreateJobRequest": ("parent", "project"),
-    "GetJobRequest": ("name", "job"),
-    "ListJobsRequest": ("parent", "project"),
-    "DeleteJobRequest": ("name", "job"),
-    "PlanJobRequest": ("parent", "project"),
-    "WaitJobRequest": ("name", "job"),
-    "CancelJobRequest": ("name", "job"),
-    "PauseJobRequest": ("name", "job"),
-    "ResumeJobRequest": ("name", "job"),
-    "BatchCreateJobsRequest": ("parent", "project"),
-    "BatchCancelJobsRequest": ("parent", "project"),
-    "WatchJobRequest": ("name", "job"),
-    "ListAttemptsRequest": ("parent", "job"),
-    "ListEventsRequest": ("parent", "project"),
-    "WatchEventsRequest": ("parent", "project"),
-    "CreateWebhookRequest": ("parent", "project"),
-    "GetWebhookRequest": ("name", "webhook"),
-    "ListWebhooksRequest": ("parent", "project"),
-    "DeleteWebhookRequest": ("name", "webhook"),
-    "RotateWebhookSecretRequest": ("name", "webhook"),
-    "TestWebhookRequest": ("name", "webhook"),
-    "ListDeliveriesRequest": ("parent", "webhook"),
-    "TailLogsRequest": ("name", "job"),
-    "QueryMetricsRequest": ("name", "job"),
-    "WatchMetricsRequest": ("name", "job"),
-    "GetCheckpointRequest": ("name", "checkpoint"),
-    "ListCheckpointsRequest": ("parent", "job"),
-    "GetModelRequest": ("name", "model"),
-    "ListModelsRequest": ("parent", "project"),
-    "DeleteModelRequest": ("name", "model"),
-    "DownloadModelRequest": ("name", "model"),
-    "PredictRequest": ("model", "model"),
-    "EmbedRequest": ("model", "model"),
-    "ExplainPredictionRequest": ("model", "model"),
-    "ExportModelRequest": ("model", "model"),
-    "RecommendModelsRequest": ("parent", "project"),
-    "GetDatasetRequest": ("name", "dataset"),
-    "ListDatasetsRequest": ("parent", "project"),
-    "DeleteDatasetRequest": ("name", "dataset"),
-    "DownloadDatasetRequest": ("name", "dataset"),
-}
 
 Found = list[FieldViolation]
 _UPLOADS: Final = (models.CreateModelRequest, datasets.CreateDatasetRequest)
@@ -200,8 +158,8 @@ def annotation_sizes(job: job_pb2.Job, prefix: str = "") -> Found:
 
 
 def _check_name(request: Message, found: Found) -> None:
-    known = _NAMES.get(request.DESCRIPTOR.name)
-    if known is not None and (complaint := name_complaint(known[1], getattr(request, known[0]))):
+    known = NAMES.get(request.DESCRIPTOR.name)
+    if known is not None and (complaint := name_complaint(known[1], named(request, known[0]))):
         found.append(FieldViolation(known[0], complaint))
 
 
@@ -224,8 +182,6 @@ def _check_job(request: jobs.CreateJobRequest | jobs.PlanJobRequest, found: Foun
 def _check_update(request: jobs.UpdateJobRequest, found: Found) -> None:
     if not request.HasField("job"):
         return
-    if complaint := name_complaint("job", request.job.name):
-        found.append(FieldViolation("job.name", complaint))
     _check_described(request.job, found)
     spec.check_run_time(request.job.spec, "job.spec", found)
 
@@ -364,6 +320,7 @@ _CHECKS: Final[dict[str, Callable[[Any, Found], None]]] = {
     "RecommendModelsRequest": _check_choosing,
     "DownloadModelRequest": _check_download,
     "DownloadDatasetRequest": _check_download,
+    **access.CHECKS,
     "CreateModelRequest": uploads.check_upload,
     "CreateDatasetRequest": uploads.check_upload,
 }
