@@ -50,7 +50,7 @@ def config_path() -> Path:
 
 
 def read_profile(name: str) -> Profile:
-    """The profile of that name. Raises: InvalidArgument if there is none; FailedPrecondition for a file not to trust."""
+    """The profile of that name. Raises: InvalidArgument if there is none; FailedPrecondition for an unusable file."""
     profiles, _ = read_profiles()
     if name not in profiles:
         there = ", ".join(sorted(profiles)) or "none"

@@ -114,7 +114,7 @@ class TokenFile:
         self._token = ""
 
     def read(self) -> str:
-        """The token. Raises: FailedPrecondition if there is none; InvalidArgument for what is no token."""
+        """The token. Raises: FailedPrecondition if there is none; InvalidArgument for what is not a token."""
         try:
             found = self._path.stat()
             if (seen := (found.st_ino, found.st_mtime_ns)) != self._seen:

@@ -389,7 +389,7 @@ def _warnings(settings: Settings) -> list[str]:
     if not settings.insecure:
         return []
     if settings.authentication.is_required:
-        return ["--insecure: calls are not encrypted, so whoever is on the way can read tokens"] * (not settings.tls)
+        return ["--insecure: calls are not encrypted, so everybody on the way can read tokens"] * (not settings.tls)
     return ["--insecure: everyone who reaches the port may do everything"]
 
 

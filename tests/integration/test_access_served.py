@@ -29,6 +29,8 @@ UNKNOWN = grpc.StatusCode.UNAUTHENTICATED
 VIEWERS = {"viewer", "submitter", "operator", "admin"}
 SUBMITTERS = {"submitter", "admin"}
 AUDITORS = {"operator", "admin"}
+ADMINS = {"admin"}
+NOBODY: set[str] = set()
 # The design's table, written down again: which roles may call which method in their own project.
 MAY = {
     **dict.fromkeys(
@@ -74,9 +76,9 @@ MAY = {
         SUBMITTERS,
     ),
     "ListEntries": AUDITORS,
-    **dict.fromkeys(["CreateRoleBinding", "ListRoleBindings", "DeleteRoleBinding"], {"admin"}),
+    **dict.fromkeys(["CreateRoleBinding", "ListRoleBindings", "DeleteRoleBinding"], ADMINS),
     # Of the whole service: a role in one project is not enough.
-    **dict.fromkeys(["CreateToken", "ListTokens", "RevokeToken"], set()),
+    **dict.fromkeys(["CreateToken", "ListTokens", "RevokeToken"], NOBODY),
     "GetIdentity": VIEWERS,
 }
 OURS = [method for service in descriptors() if service.full_name.startswith("shardyard.") for method in service.methods]
@@ -272,6 +274,9 @@ async def test_scopes_narrow_a_token_and_never_widen_it(service: Guarded, alice:
     assert (await calls.ListJobs(listed, metadata=metadata(reads))).jobs
     assert (await refused(calls.CreateJob(submission("no"), metadata=metadata(reads)))).code is DENIED
     assert (await refused(calls.ListJobs(listed, metadata=metadata(elsewhere)))).code is DENIED
+    narrowed = await service.token("admin", scopes=[auth.Grant(role=auth.ROLE_OPERATOR)])
+    more = auth.CreateTokenRequest(principal="admin")
+    assert (await refused(service.service.auth.CreateToken(more, metadata=metadata(narrowed)))).code is DENIED
     granting = auth.CreateRoleBindingRequest(parent=PARENT, member="alice", role=auth.ROLE_ADMIN)
     assert (await refused(service.service.auth.CreateRoleBinding(granting, metadata=metadata(wide)))).code is DENIED
     who = await service.service.auth.GetIdentity(auth.GetIdentityRequest(), metadata=metadata(reads))

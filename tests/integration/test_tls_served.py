@@ -98,12 +98,16 @@ async def test_a_client_certificate_says_who_calls(tmp_path: Path) -> None:
         await service.jobs.ListJobs(LIST)
         forged = (("authorization", f"Bearer sy_{'a' * 12}_{'b' * 43}"),)
         assert (await refused(service.jobs.ListJobs(LIST, metadata=forged))).reason == "CREDENTIALS_INVALID"
-        for others in (None, stranger.sign(x509.DNSName("node-1"))):
+        known = stranger.sign(x509.DNSName("node-1"))
+        for others in (None, known):
             assert await lists(service.port, channel_credentials(authority, others)) is grpc.StatusCode.UNAVAILABLE
         nameless = channel_credentials(authority, authority.sign())
         async with grpc.aio.secure_channel(f"127.0.0.1:{service.port}", nameless) as channel:
             stub = auth_service_pb2_grpc.AuthServiceStub(channel)
             assert (await refused(stub.GetIdentity(auth.GetIdentityRequest()))).reason == "CREDENTIALS_INVALID"
+        (tmp_path / "ca.pem").write_bytes(stranger.pem)  # The authority is another one from now on.
+        for one, code in ((alice, grpc.StatusCode.UNAVAILABLE), (known, grpc.StatusCode.PERMISSION_DENIED)):
+            assert await lists(service.port, channel_credentials(authority, one)) is code
         service.clock.advance(2 * 86_400)  # The connection is still open; its certificate is not valid any more.
         assert (await refused(service.jobs.ListJobs(LIST))).reason == "CREDENTIALS_EXPIRED"
 

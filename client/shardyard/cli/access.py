@@ -1,4 +1,4 @@
-"""Who may do what: `login`, `whoami`, `tokens`, `create-token`, `revoke-token`, `roles`, `grant`, `withdraw`, `audit`."""
+"""Commands about who may do what: `login`, `whoami`, tokens, roles, and the audit log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token buckets by key: how much each key may do at once, and how fast it may go on."""
+"""Token buckets by key: how much each key may do at once, and how fast after that."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class _Keys:
         """The public key of that id; without an id the only one. Raises: Refused."""
         age_s = self._clock.monotonic_s() - self._fetched_s
         if age_s > _STALE_S:
-            self._keys = {}  # A key that the issuer has withdrawn must not count for ever.
+            self._keys = {}  # A key that the issuer has withdrawn must not count any longer.
         if self._find(kid) is None or age_s > _FRESH_S:
             await self._refresh(wait=self._find(kid) is None)
         found = self._find(kid)

@@ -126,7 +126,7 @@ def is_open(path: str) -> bool:
 def may(rights: Rights, caller: Caller, path: str, project: str | None = None) -> bool:
     """Whether the caller may call the method in the project that its request names.
 
-    None: before the request is read; then whoever has a role anywhere may go on, so that a denial names the resource.
+    None: before the request is read; then everybody with a role anywhere passes, so that a denial names the resource.
     """
     needs = PERMISSIONS.get(path)
     if needs is None:
