@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import io
 import json
 import os
-import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from cryptography import x509
 
 import shardyard
 from helpers.certificates import HERE, Authority
-from helpers.served import Served, served
-from helpers.service import PARENT, create, refused, serving
+from helpers.served import served
+from helpers.service import PARENT, Service, create, refused, serving
 from helpers.uploads import send_dataset
 from shardyard._profiles import read_profiles
+from shardyard.cli.app import run
 from shardyard.v1 import auth_service_pb2 as auth
 from shardyard.v1 import auth_service_pb2_grpc, job_service_pb2_grpc
 from shardyard.v1 import job_service_pb2 as jobs
@@ -28,6 +31,7 @@ from shardyard_coordinator.domain.access import Role
 from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.certificates import Tls, TlsUnusable
+from shardyard_coordinator.serve.first_admin import ensure_admin
 from shardyard_coordinator.serve.protection import Authentication, TlsFiles
 from shardyard_coordinator.store import access as rows
 
@@ -129,107 +133,6 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
             Tls(files)
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service on TLS that asks for tokens."""
-    folder, authority = tmp_path_factory.mktemp("tls"), Authority()
-    certificate, key = authority.sign(*HERE).write(folder, "server")
-    (folder / "ca.pem").write_bytes(authority.pem)
-    options = ["--tls-cert", str(certificate), "--tls-key", str(key), "--auth", "--project", "other"]
-    reach = {"SHARDYARD_CA": str(folder / "ca.pem"), "SHARDYARD_CONFIG": str(folder / "config" / "config.toml")}
-    with served(folder / "service", "local", *options, environment=reach) as running:
-        yield running
-
-
-def run(service: Served, *command: str, text: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-    """The command in the environment of the service, with a text on its standard input."""
-    environment = {**service.environment, **more}
-    environment.pop("SHARDYARD_TOKEN", None) if "SHARDYARD_TOKEN" not in more else None
-    return subprocess.run(
-        ["shardyard", *command], env=environment, input=text, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
-def test_the_first_admin_logs_in_and_lets_others_in(service: Served, tmp_path: Path) -> None:
-    path = service.state / "admin-token"
-    token = path.read_text().strip()
-    said = (service.folder / "serve.log").read_text()
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert str(path) in said and token not in said
-
-    missing = run(service, "jobs")
-    assert missing.returncode == 1 and "CREDENTIALS_MISSING" in missing.stderr
-    wrong = run(service, "login", "lab", "--address", service.address, text=f"{token[:-3]}AAA")
-    assert wrong.returncode == 1 and "CREDENTIALS_INVALID" in wrong.stderr and token[:-3] not in wrong.stderr
-    config = Path(service.environment["SHARDYARD_CONFIG"])
-    assert not config.exists()
-    ca = service.environment["SHARDYARD_CA"]
-    login = run(service, "login", "lab", "--address", service.address, "--ca", ca, text=token)
-    assert login.returncode == 0, login.stderr
-    assert f"logged in to {service.address} as admin" in login.stdout and token not in login.stdout
-    assert config.stat().st_mode & 0o777 == 0o600
-
-    def as_admin(*command: str) -> Any:
-        done = run(service, *command, "--json", SHARDYARD_ADDRESS="", SHARDYARD_CA="")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    assert as_admin("whoami")["principal"] == "admin"
-    alice = as_admin("create-token", "alice", "--scope", "submitter@default", "--ttl", "1h")
-    assert alice["scopes"] == [{"role": "submitter", "project": "projects/default"}]
-    refused_ = run(service, "jobs", SHARDYARD_TOKEN=alice["secret"])
-    assert refused_.returncode == 1 and "ACCESS_DENIED" in refused_.stderr
-    assert as_admin("grant", "alice", "submitter")["role"] == "submitter"
-    assert [each["member"] for each in as_admin("roles")] == ["alice"]
-    assert run(service, "jobs", SHARDYARD_TOKEN=alice["secret"]).stdout == "no jobs\n"
-    who = run(service, "whoami", SHARDYARD_TOKEN=alice["secret"])
-    assert "alice" in who.stdout and "submitter in default" in who.stdout
-    assert {each["principal"] for each in as_admin("tokens")} == {"admin", "alice"}
-    as_admin("withdraw", "alice", "submitter")
-    assert as_admin("revoke-token", alice["name"])["revoke_time"]
-    ended = run(service, "jobs", SHARDYARD_TOKEN=alice["secret"])
-    assert "CREDENTIALS_EXPIRED" in ended.stderr and alice["secret"] not in ended.stderr
-    entries = as_admin("audit", "--all-projects", "--since", "1h")
-    methods = [each["method"].rpartition("/")[2] for each in entries if each["outcome"] == "OK"]
-    assert methods[:4] == ["RevokeToken", "DeleteRoleBinding", "CreateRoleBinding", "CreateToken"]
-    assert alice["secret"] not in json.dumps(entries) and token not in json.dumps(entries)
-    assert "ACCESS_DENIED" in {each["outcome"] for each in as_admin("audit", "--all-projects", "--denied")}
-    assert "alice" in run(service, "audit", "--all-projects", SHARDYARD_TOKEN=token).stdout
-
-
-def test_the_sdk_sends_a_token_by_tls_only_and_says_what_is_wrong(service: Served, tmp_path: Path) -> None:
-    token, ca = (service.state / "admin-token").read_text().strip(), service.environment["SHARDYARD_CA"]
-    with shardyard.Client(service.address, token, ca=ca) as client:
-        assert client.access.identity().principal == "admin"
-        assert client.server_info().warnings == ()
-        made, secret = client.access.create_token("bob", scopes=["viewer"], ttl="2h")
-        assert made.scopes[0].role == "viewer" and secret.startswith("sy_")
-        assert [each.name for each in client.access.tokens(principal="bob")] == [made.name]
-        assert client.access.revoke_token(made.name).revoke_time is not None
-        assert not list(client.access.tokens(principal="bob"))
-    (tmp_path / "other.pem").write_bytes(Authority().pem)
-    with (
-        shardyard.Client(service.address, token, ca=tmp_path / "other.pem", reconnect_for=0) as client,
-        pytest.raises(shardyard.Unavailable, match="--ca"),
-    ):
-        client.access.identity()
-    with pytest.raises(shardyard.InvalidArgument, match="not encrypted"):
-        shardyard.Client("train.example.org:7400", token)
-    shardyard.Client("train.example.org:7400", token, ca=ca).close()
-    with pytest.raises(shardyard.FailedPrecondition, match=r"gone\.pem"):
-        shardyard.Client(service.address, token, ca=tmp_path / "gone.pem")
-    file = tmp_path / "token"
-    file.write_text(f"{token}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHARDYARD_TOKEN_FILE", str(file))
-        with shardyard.Client(service.address, ca=ca) as client:
-            assert client.access.identity().principal == "admin"
-            file.write_text("sy_replaced\n")
-            os.utime(file, ns=(1, 1))
-            with pytest.raises(shardyard.Unauthenticated):
-                client.access.identity()
-
-
 def test_a_profile_is_used_for_its_own_server_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from shardyard._reach import reach_of
 
@@ -271,3 +174,151 @@ def test_a_profile_is_used_for_its_own_server_only(tmp_path: Path, monkeypatch: 
         config.write_text(broken)
         with pytest.raises(shardyard.FailedPrecondition, match=r"config\.toml"):
             read_profiles()
+
+
+@dataclasses.dataclass
+class Operated:
+    """A service on TLS with its first admin, and the command line in an environment of its own."""
+
+    service: Service
+    folder: Path
+    patch: pytest.MonkeyPatch
+    capture: pytest.CaptureFixture[str]
+
+    @property
+    def admin(self) -> str:
+        return (self.folder / "admin-token").read_text().strip()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.service.port}"
+
+    async def shardyard(self, *command: str, text: str = "", **environment: str) -> tuple[int, str, str]:
+        """Runs a command in a thread; its exit code, what it printed, and its errors."""
+        with self.patch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "stdin", io.StringIO(text))
+            self.capture.readouterr()
+            code = await asyncio.to_thread(run, list(command))
+            said = self.capture.readouterr()
+        return code, said.out, said.err
+
+    async def as_admin(self, *command: str) -> Any:
+        code, out, err = await self.shardyard(*command, "--json")
+        assert code == 0, out + err
+        return json.loads(out)
+
+
+@pytest.fixture
+async def operated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> AsyncIterator[Operated]:
+    for name in ("ADDRESS", "TOKEN", "PROFILE", "PROJECT", "CA"):
+        monkeypatch.delenv(f"SHARDYARD_{name}", raising=False)
+    monkeypatch.setenv("SHARDYARD_CONFIG", str(tmp_path / "config" / "config.toml"))
+    authority = Authority()
+    certificate, key = authority.sign(*HERE).write(tmp_path, "server")
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    tls = Tls(TlsFiles(certificate, key)).credentials(), channel_credentials(authority)
+    async with serving(tmp_path, tls=tls, access=guarded_access) as service:
+        assert await ensure_admin(service.store, tmp_path, service.clock) == tmp_path / "admin-token"
+        await service.access.reload()
+        yield Operated(service, tmp_path, monkeypatch, capsys)
+
+
+def guarded_access(clock: Any) -> Access:
+    return Access(Authentication(is_required=True), clock)
+
+
+async def test_an_admin_logs_in_and_lets_others_in_at_the_command_line(operated: Operated) -> None:
+    token, ca, address = operated.admin, str(operated.folder / "ca.pem"), operated.address
+    code, _, err = await operated.shardyard("jobs", "--address", address, "--ca", ca)
+    assert code == 1 and "CREDENTIALS_MISSING" in err
+    login = ("login", "lab", "--address", address, "--ca", ca)
+    code, out, err = await operated.shardyard(*login, text=f"{token[:-3]}AAA\n")
+    assert code == 1 and "CREDENTIALS_INVALID" in err and token[:-3] not in out + err
+    config = operated.folder / "config" / "config.toml"
+    assert not config.exists()
+    code, out, err = await operated.shardyard(*login, text=f"{token}\n")
+    assert code == 0 and f"logged in to {address} as admin" in out and token not in out + err
+    assert config.stat().st_mode & 0o777 == 0o600
+
+    assert (await operated.as_admin("whoami"))["principal"] == "admin"
+    alice = await operated.as_admin("create-token", "alice", "--scope", "submitter@default", "--ttl", "1h")
+    assert alice["scopes"] == [{"role": "submitter", "project": "projects/default"}]
+    hers = {"SHARDYARD_TOKEN": alice["secret"]}
+    code, _, err = await operated.shardyard("jobs", **hers)
+    assert code == 1 and "ACCESS_DENIED" in err and "alice" in err
+    assert (await operated.as_admin("grant", "alice", "submitter"))["role"] == "submitter"
+    assert [each["member"] for each in await operated.as_admin("roles")] == ["alice"]
+    assert await operated.shardyard("jobs", **hers) == (0, "no jobs\n", "")
+    _, out, _ = await operated.shardyard("whoami", **hers)
+    assert "alice" in out and "submitter in default" in out
+    assert {each["principal"] for each in await operated.as_admin("tokens")} == {"admin", "alice"}
+    await operated.as_admin("withdraw", "alice", "submitter")
+    assert (await operated.as_admin("revoke-token", alice["name"]))["revoke_time"]
+    code, _, err = await operated.shardyard("jobs", **hers)
+    assert code == 1 and "CREDENTIALS_EXPIRED" in err and alice["secret"] not in err
+
+    entries = await operated.as_admin("audit", "--all-projects", "--limit", "100")
+    methods = [each["method"].rpartition("/")[2] for each in entries if each["outcome"] == "OK"]
+    assert methods[:4] == ["RevokeToken", "DeleteRoleBinding", "CreateRoleBinding", "CreateToken"]
+    assert alice["secret"] not in json.dumps(entries) and token not in json.dumps(entries)
+    denied = await operated.as_admin("audit", "--all-projects", "--denied")
+    assert {"ACCESS_DENIED", "CREDENTIALS_EXPIRED"} <= {each["outcome"] for each in denied}
+    _, out, _ = await operated.shardyard("audit", "--all-projects")
+    assert "alice" in out and "RevokeToken" in out
+    code, _, err = await operated.shardyard("grant", "bad name", "viewer")
+    assert code == 1 and "member" in err
+    code, _, err = await operated.shardyard("whoami", "--profile", "nope")
+    assert code == 1 and "lab" in err
+
+
+async def test_the_sdk_sends_a_token_by_tls_only_and_says_what_is_wrong(operated: Operated) -> None:
+    token, ca, address = operated.admin, operated.folder / "ca.pem", operated.address
+    async with shardyard.AsyncClient(address, token, ca=ca) as client:
+        assert (await client.access.identity()).principal == "admin"
+        made, secret = await client.access.create_token("bob", scopes=["viewer"], ttl="2h")
+        assert made.scopes[0].role == "viewer" and secret.startswith("sy_")
+        assert [each.name async for each in client.access.tokens(principal="bob")] == [made.name]
+        assert (await client.access.revoke_token(made.name)).revoke_time is not None
+        assert [each async for each in client.access.tokens(principal="bob")] == []
+        with pytest.raises(shardyard.NotFound):
+            await client.access.withdraw("bob", "viewer")
+        with pytest.raises(shardyard.InvalidArgument, match="operator"):
+            await client.access.grant("bob", "king")
+    (operated.folder / "other.pem").write_bytes(Authority().pem)
+    async with shardyard.AsyncClient(address, token, ca=operated.folder / "other.pem", reconnect_for=0) as client:
+        with pytest.raises(shardyard.Unavailable, match="--ca"):
+            await client.access.identity()
+    async with shardyard.AsyncClient(address, token, reconnect_for=0) as client:
+        with pytest.raises(shardyard.Unavailable):
+            await client.access.identity()
+    with pytest.raises(shardyard.InvalidArgument, match="not encrypted"):
+        shardyard.AsyncClient("train.example.org:7400", token)
+    with pytest.raises(shardyard.FailedPrecondition, match=r"gone\.pem"):
+        shardyard.AsyncClient(address, token, ca=operated.folder / "gone.pem")
+    file = operated.folder / "token"
+    file.write_text(f"{token}\n")
+    operated.patch.setenv("SHARDYARD_TOKEN_FILE", str(file))
+    async with shardyard.AsyncClient(address, ca=ca) as client:
+        assert (await client.access.identity()).principal == "admin"
+        file.write_text("sy_replaced\n")
+        os.utime(file, ns=(1, 1))
+        with pytest.raises(shardyard.Unauthenticated):
+            await client.access.identity()
+
+
+def test_a_service_on_tls_is_started_stopped_and_started_again(tmp_path: Path) -> None:
+    certificate, key = Authority().sign(*HERE).write(tmp_path, "server")
+    options = ["--tls-cert", str(certificate), "--tls-key", str(key), "--auth"]
+    with served(tmp_path / "service", "local", *options) as service:
+        path = service.state / "admin-token"
+        token = path.read_text().strip()
+        said = (service.folder / "serve.log").read_text()
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert str(path) in said and token not in said
+        service.kill()
+        service.start()
+        assert path.read_text().strip() == token

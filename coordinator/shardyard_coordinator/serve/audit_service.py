@@ -41,7 +41,7 @@ class AuditService:
                 principal=request.principal,
                 resource=request.resource,
                 denied_only=request.denied_only,
-                since_us=request.since.ToMicroseconds() if request.HasField("since") else 0,
+                since_us=max(request.since.ToMicroseconds(), 0),
                 after=after,
                 limit=pages.size + 1,
             )

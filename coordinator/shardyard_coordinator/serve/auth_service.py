@@ -17,6 +17,7 @@ from shardyard_coordinator.serve.call import Behaviour, Call
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Pages
 from shardyard_coordinator.serve.validation import names
+from shardyard_coordinator.serve.validation.access import ttl_s
 from shardyard_coordinator.store import access as rows
 from shardyard_coordinator.store import encode
 
@@ -64,7 +65,7 @@ class AuthService:
     async def create_token(self, request: pb.CreateTokenRequest, call: Call) -> pb.CreateTokenResponse:
         """Makes a token, and returns its secret this once."""
         now_us = self._parts.clock.now_us()
-        ttl = request.ttl.ToMicroseconds() if request.HasField("ttl") else DEFAULT_TTL_S * 1_000_000
+        ttl = round((ttl_s(request) if request.HasField("ttl") else DEFAULT_TTL_S) * 1e6)
         scopes = tuple(dict.fromkeys(_scope(each) for each in request.scopes))
         new, secret = new_token(request.principal, now_us + ttl, display_name=request.display_name, scopes=scopes)
         made = await self._change(lambda conn: rows.create_token(conn, new, actor=call.actor, now_us=now_us), call)
@@ -164,7 +165,7 @@ def _scope(grant: pb.Grant) -> Grant:
 
 
 def _grant(grant: Grant) -> pb.Grant:
-    return pb.Grant(role=_ROLES[grant.role], project=names.project_name(grant.project))  # type: ignore[arg-type]
+    return pb.Grant(role=_ROLES[grant.role], project=names.project_name(grant.project))
 
 
 def _token(record: TokenRecord) -> pb.Token:
@@ -187,7 +188,7 @@ def _binding(record: BindingRecord) -> pb.RoleBinding:
     return pb.RoleBinding(
         name=record.name,
         member=record.member,
-        role=_ROLES[record.role],  # type: ignore[arg-type]
+        role=_ROLES[record.role],
         creator=record.creator,
         create_time=encode.timestamp(record.create_us),
     )

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import urllib.request
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
-from typing import Any, Final
+from http.client import HTTPException, HTTPMessage
+from typing import IO, Any, Final
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
@@ -189,17 +189,20 @@ def fetch_https(url: str) -> bytes:
     """
     if complaint := url_complaint(url):
         raise ValueError(complaint)
-    opener = urllib.request.build_opener(_NoRedirect)
-    with opener.open(url, timeout=_FETCH_S) as answer:
+    with build_opener(_NoRedirect).open(url, timeout=_FETCH_S) as answer:
         data: bytes = answer.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise ValueError(f"{url} has over {_MOST_BYTES:,} bytes")
     return data
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_arguments: Any) -> None:
-        return None
+class _NoRedirect(HTTPRedirectHandler):
+    """Follows no redirect: it would lead to a URL that nobody has checked."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
+        """Refuses the redirect."""
 
 
 def _json(data: bytes) -> dict[str, Any]:

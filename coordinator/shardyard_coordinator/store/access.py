@@ -149,13 +149,13 @@ def _scopes_text(scopes: Sequence[Grant]) -> str:
 
 
 def _to_token(row: Row[Any]) -> TokenRecord:
-    values = dict(row._mapping)
+    values: dict[str, Any] = dict(zip(tables.token.columns.keys(), row, strict=True))
     pairs = [part.split(" ") for part in values["scopes"].split(",") if part]
     values["scopes"] = tuple(Grant(Role(role), project) for role, project in pairs)
     return TokenRecord(**values)
 
 
 def _to_binding(row: Row[Any]) -> BindingRecord:
-    values = dict(row._mapping)
+    values: dict[str, Any] = dict(zip(tables.role_binding.columns.keys(), row, strict=True))
     values["role"] = Role(values["role"])
     return BindingRecord(**values)
