@@ -201,6 +201,8 @@ class JobCancelled(JobError):
     code = "JOB_CANCELLED"
 
 
+# What TLS says of a certificate that the authority does not vouch for, or that is for another name.
+_UNTRUSTED = ("certificate_verify_failed", "certificate signature failure", "hostname verification")
 _BY_CODE: dict[str, type[RequestError]] = {
     kind.code: kind
     for kind in (
@@ -231,7 +233,7 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     if kind is Unavailable and not reason and address:
         metadata["transport"] = message
         lower = message.lower()
-        if "certificate_verify_failed" in lower or "hostname verification" in lower:
+        if any(sign in lower for sign in _UNTRUSTED):
             message = (
                 f"the certificate of {address} is for another name, or not one that the authority of --ca vouches for; "
                 "give the authority's file, and the name in the certificate"

@@ -103,11 +103,12 @@ class AsyncAccess:
         Raises: NotFound if the member does not have it.
         """
         role_number(role)
-        async for binding in self.role_bindings(project=project, member=member):
-            if binding.role == role.lower():
-                request = build(auth_service_pb2.DeleteRoleBindingRequest, name=binding.name)
-                await self._connection.call(self._connection.auth.DeleteRoleBinding, request)
-                return
+        bindings = self.role_bindings(project=project, member=member)
+        held = [each.name async for each in bindings if each.role == role.lower()]
+        if held:
+            request = build(auth_service_pb2.DeleteRoleBindingRequest, name=held[0])
+            await self._connection.call(self._connection.auth.DeleteRoleBinding, request)
+            return
         raise NotFound(f"{member} does not have the role {role} there", reason="ROLE_BINDING_NOT_FOUND")
 
     async def audit(

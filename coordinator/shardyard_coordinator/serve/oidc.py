@@ -199,7 +199,7 @@ def fetch_https(url: str) -> bytes:
 class _NoRedirect(HTTPRedirectHandler):
     """Follows no redirect: it would lead to a URL that nobody has checked."""
 
-    def redirect_request(
+    def redirect_request(  # noqa: PLR0917 - As its base declares it.
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> None:
         """Refuses the redirect."""
