@@ -102,11 +102,12 @@ class Access:
         Raises: NotFound if the member does not have it.
         """
         role_number(role)
-        for binding in self.role_bindings(project=project, member=member):
-            if binding.role == role.lower():
-                request = build(auth_service_pb2.DeleteRoleBindingRequest, name=binding.name)
-                self._connection.call(self._connection.auth.DeleteRoleBinding, request)
-                return
+        bindings = self.role_bindings(project=project, member=member)
+        held = [each.name for each in bindings if each.role == role.lower()]
+        if held:
+            request = build(auth_service_pb2.DeleteRoleBindingRequest, name=held[0])
+            self._connection.call(self._connection.auth.DeleteRoleBinding, request)
+            return
         raise NotFound(f"{member} does not have the role {role} there", reason="ROLE_BINDING_NOT_FOUND")
 
     def audit(

@@ -44,8 +44,8 @@ class Client:
     `address` is `host:port`; unset it is that of the `profile`, or SHARDYARD_ADDRESS, else 127.0.0.1:7400. The token is
     sent by TLS only, except on this machine: `ca` is a file with the service's authority, or `system`. `cert` and `key`
     are files of a client certificate. What is unset comes from the profile (`shardyard login`), or from
-    SHARDYARD_TOKEN, SHARDYARD_TOKEN_FILE, SHARDYARD_CA, SHARDYARD_CERT and SHARDYARD_KEY. A call that the service defers
-    and a stream that breaks are retried until `reconnect_for` seconds have passed without progress.
+    SHARDYARD_TOKEN, SHARDYARD_TOKEN_FILE, SHARDYARD_CA, SHARDYARD_CERT and SHARDYARD_KEY. A call that the service
+    defers and a stream that breaks are retried until `reconnect_for` seconds have passed without progress.
     Raises: InvalidArgument, FailedPrecondition for a file that cannot be used.
     """
 
