@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import os
@@ -22,20 +21,14 @@ from typing import Any, TextIO
 from pydantic import ValidationError
 
 from shardyard_coordinator.control.collector import Collector
-from shardyard_coordinator.control.own_files import check_own_files
 from shardyard_coordinator.control.private import make_private, tighten
 from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage_claim import claim_storage
-from shardyard_coordinator.launch.allowed import Folders, is_offline
-from shardyard_coordinator.launch.claim import CLAIM
-from shardyard_coordinator.launch.gpus import usable_gpus
-from shardyard_coordinator.launch.local import LocalLauncher
-from shardyard_coordinator.launch.process_compute import ProcessCompute, Size
+from shardyard_coordinator.files import FULL, in_words, look_at_files
+from shardyard_coordinator.launch.allowed import is_offline
 from shardyard_coordinator.launch.protocols import Compute, Launcher
-from shardyard_coordinator.launch.rank_env import torch_hub_cache, torch_hub_folders
-from shardyard_coordinator.launch.ray_head import EmbeddedHead
-from shardyard_coordinator.launch.ray_launcher import RayCompute, RayLauncher
+from shardyard_coordinator.launching import launcher_and_compute
 from shardyard_coordinator.record import remove_record, write_record
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Clock, NullTrace, SystemClock, Trace
@@ -58,7 +51,6 @@ log = logging.getLogger(__name__)
 EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 EXIT_IO = 74
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 EXIT_CONFIG = 78
 
 
@@ -77,7 +69,7 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     before = os.umask(0o077)
     try:
         make_private(settings.state_dir)
-        _look_at_files(settings)
+        look_at_files(settings)
         tighten(settings.state_dir, but=settings.storage)
         return asyncio.run(Coordinator(settings, output=output, errors=errors).run())
     except StoreFailure as failure:
@@ -87,48 +79,10 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
         print(error, file=errors)
         return EXIT_CONFIG
     except OSError as error:
-        print(_words(error, settings), file=errors)
-        return EXIT_IO if error.errno in _FULL else EXIT_UNAVAILABLE
+        print(in_words(error, settings), file=errors)
+        return EXIT_IO if error.errno in FULL else EXIT_UNAVAILABLE
     finally:
         os.umask(before)
-
-
-def _look_at_files(settings: Settings) -> None:
-    """Raises: PlaceTaken, OSError if something else is at the path of one of the service's own files."""
-    state, storage = settings.state_dir.absolute(), settings.storage
-    database = settings.database
-    names = (
-        "coordinator.json",
-        "coordinator.tmp",
-        "compute.log",
-        "ray-agent.log",
-        "ray.json",
-        "ray.token",
-        FILE,
-        f"{FILE}.tmp",
-    )
-    beside = [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm", ".lock")]
-    ours = [*beside, *(state / name for name in names), storage / f"{CLAIM}.tmp", storage / "compute.log"]
-    check_own_files(ours, read_only=[storage / CLAIM])
-
-
-def _words(error: OSError, settings: Settings) -> str:
-    """The error with its folder and the next step."""
-    where = error.filename or f"the state directory {settings.state_dir}, or the storage {settings.storage}"
-    others = "or choose other folders with --state-dir and --storage-root"
-    if error.errno in _FULL:
-        return f"{where}: no space is left; free some and start again, {others}"
-    if error.errno == errno.EROFS:
-        return f"{where}: the file system is read-only; mount it so that it can be written, {others}"
-    if error.errno in (errno.EEXIST, errno.ENOTDIR):
-        return f"{where}: it is in the place of a folder; move it away, {others}"
-    if error.errno == errno.ELOOP:
-        return f"{where}: a link on the way leads back to itself; remove it, {others}"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{where}: this account, {os.geteuid()}, has no right to it; give it that right, {others}"
-    if error.filename:
-        return f"{where}: {error.strerror}; check its disk and its mount, then start again, {others}"
-    return str(error)
 
 
 def _reach_this_machine_directly() -> None:
@@ -306,38 +260,7 @@ class Coordinator:
         return f"{what}; `shardyard serve` takes up again, `shardyard stop [--cancel-jobs | --keep-jobs]` ends it"
 
     def _doors(self) -> tuple[Launcher, Compute]:
-        settings = self._settings
-        state = settings.state_dir.absolute()
-        environment = {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]} if "HF_ENDPOINT" in os.environ else {}
-        if settings.torch_hub:
-            # Weights that code of PyTorch Hub loads are in the service's own cache, not in that of a rank.
-            environment["TORCH_HOME"] = str(torch_hub_cache().parent)
-            with contextlib.suppress(OSError):  # Only a folder that is there can be opened to a confined process.
-                (torch_hub_cache() / "checkpoints").mkdir(parents=True, exist_ok=True)
-        size = Size(inspections=settings.compute_workers + 1, memory_bytes=settings.compute_memory_bytes)
-        reads = (*settings.data_roots, *torch_hub_folders(settings.torch_hub), str(settings.storage))
-        folders = Folders(reads, str(settings.storage / "cache"), hidden=str(state))
-        if settings.launcher is LauncherKind.LOCAL:
-            local = LocalLauncher(
-                clock=self._clock, cpus=settings.cpus, gpus=settings.gpus, environment=environment, hidden=str(state)
-            )
-            log_file = state / "compute.log"
-            return local, ProcessCompute(log=log_file, size=size, folders=folders, environment=environment)
-        head = None
-        if not settings.ray_address:
-            gpus = len(usable_gpus(settings.gpus))
-            head = EmbeddedHead(state, cpus=settings.cpus, gpus=gpus, environment=environment)
-        ray = RayLauncher(
-            log=state / "ray-agent.log",
-            head=head,
-            address=settings.ray_address,
-            environment=environment,
-            hidden=str(state),
-        )
-        # On a user's own cluster the node may be another machine, and only the storage is common.
-        log_file = (settings.storage if settings.ray_address else state) / "compute.log"
-        compute = RayCompute(ray.link, log=log_file, size=size, folders=folders, environment=environment)
-        return ray, compute
+        return launcher_and_compute(self._settings, self._clock)
 
     @property
     def _limits(self) -> Limits:
