@@ -16,11 +16,13 @@ from google.protobuf.descriptor import MethodDescriptor
 from helpers.guarded import Guarded, guarded, metadata
 from helpers.service import PARENT, Failure, create, failure_of, refused
 from helpers.uploads import header, messages, whole
+from shardyard.v1 import audit_service_pb2 as audit
 from shardyard.v1 import auth_service_pb2 as auth
 from shardyard.v1 import checkpoint_service_pb2 as checkpoints
 from shardyard.v1 import dataset_service_pb2 as datasets
+from shardyard.v1 import job_pb2, server_service_pb2
 from shardyard.v1 import job_service_pb2 as jobs
-from shardyard.v1 import server_service_pb2
+from shardyard.v1 import webhook_service_pb2 as webhooks
 from shardyard_coordinator.serve.app import descriptors
 from shardyard_coordinator.serve.limits import Limits
 
@@ -49,6 +51,11 @@ MAY = {
             "ListModels",
             "GetDataset",
             "ListDatasets",
+            "ListEvents",
+            "WatchEvents",
+            "GetWebhook",
+            "ListWebhooks",
+            "ListDeliveries",
             "GetServerInfo",
         ],
         VIEWERS,
@@ -56,11 +63,19 @@ MAY = {
     **dict.fromkeys(
         [
             "CreateJob",
+            "UpdateJob",
             "DeleteJob",
             "PlanJob",
             "CancelJob",
             "PauseJob",
             "ResumeJob",
+            "BatchCreateJobs",
+            "BatchCancelJobs",
+            "CreateWebhook",
+            "UpdateWebhook",
+            "DeleteWebhook",
+            "RotateWebhookSecret",
+            "TestWebhook",
             "CreateModel",
             "DeleteModel",
             "DownloadModel",
@@ -111,6 +126,12 @@ def submission(job_id: str, project: str = "default", **fields: Any) -> jobs.Cre
     return request
 
 
+def a_webhook(webhook_id: str, parent: str = PARENT) -> webhooks.CreateWebhookRequest:
+    """A webhook that sends nothing: it is disabled."""
+    wanted = webhooks.Webhook(url="https://93.184.216.34/hook", disabled=True)
+    return webhooks.CreateWebhookRequest(parent=parent, webhook_id=webhook_id, webhook=wanted)
+
+
 def a_request(method: MethodDescriptor, project: str) -> Any:
     """A request that passes every rule, about a thing of the project that is not there."""
     made: Any = message_factory.GetMessageClass(method.input_type)()
@@ -127,10 +148,21 @@ def a_request(method: MethodDescriptor, project: str) -> Any:
     elif isinstance(made, checkpoints.GetCheckpointRequest):
         made.name = f"{name}/checkpoints/e1-s1"
     elif "parent" in fields:
-        made.parent = name if method.name in ("ListAttempts", "ListCheckpoints") else parent
+        made.parent = name if method.name in ("ListAttempts", "ListCheckpoints", "ListDeliveries") else parent
     for field in ("name", "model"):
         if field in fields and not getattr(made, field):
             setattr(made, field, name)
+    if isinstance(made, jobs.UpdateJobRequest):
+        made.job.CopyFrom(type(made.job)(name=name, display_name="a"))
+    if isinstance(made, jobs.BatchCreateJobsRequest):
+        made.requests.add(job=create().job, validate_only=True)
+    if isinstance(made, jobs.BatchCancelJobsRequest):
+        made.names.append(name)
+    if isinstance(made, webhooks.CreateWebhookRequest):
+        made.CopyFrom(a_webhook("none", parent))
+    if isinstance(made, webhooks.UpdateWebhookRequest):
+        made.webhook.CopyFrom(webhooks.Webhook(name=name, disabled=True))
+        made.update_mask.paths.append("disabled")
     if "path" in fields:
         made.path = "a"
     if method.name in ("Predict", "Embed"):
@@ -227,6 +259,8 @@ async def test_only_its_maker_and_admins_change_a_thing(service: Guarded, alice:
         (calls.CancelJob, jobs.CancelJobRequest(name=name, lost=True)),
         (calls.PauseJob, jobs.PauseJobRequest(name=name)),
         (calls.ResumeJob, jobs.ResumeJobRequest(name=name)),
+        (calls.UpdateJob, jobs.UpdateJobRequest(job=job_pb2.Job(name=name, display_name="mine"))),
+        (calls.BatchCancelJobs, jobs.BatchCancelJobsRequest(parent=PARENT, names=[name])),
         (calls.DeleteJob, jobs.DeleteJobRequest(name=name)),
         (service.service.datasets.DeleteDataset, datasets.DeleteDatasetRequest(name=f"{PARENT}/datasets/corpus")),
     ):
@@ -236,6 +270,31 @@ async def test_only_its_maker_and_admins_change_a_thing(service: Guarded, alice:
     assert (await calls.PauseJob(jobs.PauseJobRequest(name=name), metadata=metadata(alice))).creator == "alice"
     await calls.CancelJob(jobs.CancelJobRequest(name=name), metadata=metadata(boss))
     await calls.DeleteJob(jobs.DeleteJobRequest(name=name), metadata=metadata(alice))
+
+
+async def test_only_its_maker_and_admins_change_a_webhook_and_each_change_is_recorded(
+    service: Guarded, alice: str
+) -> None:
+    bob, calls, name = await service.member("bob", "submitter"), service.service.webhooks, f"{PARENT}/webhooks/hook"
+    assert (await calls.CreateWebhook(a_webhook("hook"), metadata=metadata(alice))).secret
+    change = webhooks.UpdateWebhookRequest(webhook=webhooks.Webhook(name=name, disabled=True))
+    change.update_mask.paths.append("disabled")
+    changes = (
+        (calls.UpdateWebhook, change),
+        (calls.RotateWebhookSecret, webhooks.RotateWebhookSecretRequest(name=name)),
+        (calls.DeleteWebhook, webhooks.DeleteWebhookRequest(name=name)),
+    )
+    for method, request in (*changes, (calls.TestWebhook, webhooks.TestWebhookRequest(name=name))):
+        failure = await refused(method(request, metadata=metadata(bob)))
+        assert (failure.code, failure.reason) == (DENIED, "ACCESS_DENIED")
+        assert "was made by alice" in failure.message
+    assert not (await calls.GetWebhook(webhooks.GetWebhookRequest(name=name), metadata=metadata(bob))).secret
+    for method, request in changes:
+        await method(request, metadata=metadata(alice))
+    listing = audit.ListEntriesRequest(parent=PARENT, resource=name)
+    entries = (await service.service.audit.ListEntries(listing, metadata=metadata(service.admin))).entries
+    made = [each.method.rpartition("/")[2] for each in entries if each.principal == "alice"]
+    assert made == ["DeleteWebhook", "RotateWebhookSecret", "UpdateWebhook", "CreateWebhook"]
 
 
 async def test_another_one_cannot_go_on_with_an_upload(service: Guarded, alice: str) -> None:
@@ -355,6 +414,9 @@ async def test_a_project_has_so_many_jobs_and_a_caller_so_many_submits(service: 
         accepted += 1
     assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
     assert 30 < accepted <= 40
+    batch = jobs.BatchCreateJobsRequest(parent="projects/other", requests=[submission("g0", "other")])
+    failure = await refused(service.service.jobs.BatchCreateJobs(batch, metadata=metadata(filler)))
+    assert failure.reason == "QUOTA_EXCEEDED" and list(failure.violations) == ["requests[0]"]
     retried = submission("f0", "other", request_id="6f1c1c4e-9d1b-4a53-9d3e-2f4c8f1f0000")
     assert (await service.service.jobs.CreateJob(retried, metadata=metadata(filler))).name.endswith("/f0")
     reasons = []
