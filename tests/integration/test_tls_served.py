@@ -19,7 +19,7 @@ from cryptography import x509
 
 import shardyard
 from helpers.certificates import HERE, Authority
-from helpers.served import served
+from helpers.served import START_S, Served, served
 from helpers.service import PARENT, Service, create, refused, serving
 from helpers.uploads import send_dataset
 from shardyard._profiles import read_profiles
@@ -315,10 +315,22 @@ def test_a_service_on_tls_is_started_stopped_and_started_again(tmp_path: Path) -
     options = ["--tls-cert", str(certificate), "--tls-key", str(key), "--auth"]
     with served(tmp_path / "service", "local", *options) as service:
         path = service.state / "admin-token"
+        said = said_after(service, starts=1)
         token = path.read_text().strip()
-        said = (service.folder / "serve.log").read_text()
         assert path.stat().st_mode & 0o777 == 0o600
         assert str(path) in said and token not in said
         service.kill()
         service.start()
+        said_after(service, starts=2)
         assert path.read_text().strip() == token
+
+
+def said_after(service: Served, *, starts: int) -> str:
+    """The log of a service once it has said so many times that it serves, and where its token is."""
+    deadline = time.monotonic() + START_S
+    while True:
+        said = (service.folder / "serve.log").read_text()
+        if said.count("serves on") >= starts and "first admin" in said:
+            return said
+        assert time.monotonic() < deadline, said
+        time.sleep(0.05)
