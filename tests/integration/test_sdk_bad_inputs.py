@@ -145,7 +145,7 @@ async def test_the_async_client_refuses_the_same(tmp_path: Path) -> None:
     ("options", "field"),
     [
         ({"project": LONE}, "project"),
-        ({"project": None}, "project"),
+        ({"project": 7}, "project"),
         ({"address": f"{LONE}:7400"}, "address"),
         ({"token": "secret" + LONE}, "token"),
         ({"token": "secret\n"}, "token"),
