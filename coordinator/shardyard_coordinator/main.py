@@ -29,6 +29,8 @@ from shardyard_coordinator.files import FULL, in_words, look_at_files
 from shardyard_coordinator.launch.allowed import is_offline
 from shardyard_coordinator.launch.protocols import Compute, Launcher
 from shardyard_coordinator.launching import launcher_and_compute
+from shardyard_coordinator.monitoring.logs import set_up_logging
+from shardyard_coordinator.monitoring.monitor import Monitor
 from shardyard_coordinator.record import remove_record, write_record
 from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Clock, NullTrace, SystemClock, Trace
@@ -39,9 +41,8 @@ from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.first_admin import FILE, ensure_admin
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.parts import Parts
-from shardyard_coordinator.serve.scrub import redact_logs
 from shardyard_coordinator.serve.tokens import Tokens
-from shardyard_coordinator.settings import LauncherKind, Settings
+from shardyard_coordinator.settings import LauncherKind, Settings, is_loopback
 from shardyard_coordinator.store import attempts
 from shardyard_coordinator.store.failures import StoreFailure
 from shardyard_coordinator.store.store import Store, lock_store, open_store
@@ -62,8 +63,7 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     is of a newer version, its server or database does not fit, the storage belongs to another store, the files of TLS
     cannot be used, or something else is at the path of one of the service's files.
     """
-    logging.basicConfig(stream=errors, level=logging.WARNING)
-    redact_logs("%(asctime)s %(levelname)s %(name)s %(message)s")
+    set_up_logging(errors, settings.log_format, settings.log_level)
     _reach_this_machine_directly()
     # Files made from here on, by libraries and child processes too, are for this account alone.
     before = os.umask(0o077)
@@ -119,6 +119,7 @@ class _Running:
     app: App
     address: str
     admin_token: Path | None
+    monitor: Monitor
 
 
 class Coordinator:
@@ -188,7 +189,10 @@ class Coordinator:
             unused = stack.enter_context(contextlib.ExitStack())
             unused.callback(lock.release)
             tls = Tls(settings.tls).credentials() if settings.tls else None
-            door = make_door(self._limits, Access(settings.authentication, clock))
+            monitor = Monitor(settings, clock)
+            stack.push_async_callback(monitor.close)
+            door = make_door(self._limits, Access(settings.authentication, clock), monitor.observer)
+            await monitor.start(door.health)
             port = await door.start(settings.listen, tls)
             stack.push_async_callback(door.close)
             unused.pop_all()  # From here on the store releases it.
@@ -209,6 +213,7 @@ class Coordinator:
             collector = Collector(store, launcher, clock, trace, control)
             loop = SchedulingLoop(store, launcher, collector, clock, trace)
             app = self._app(store, launcher, compute, loop, door)
+            monitor.open(store, launcher, loop.cluster_slots, control.claim)
             address = f"{settings.listen.rpartition(':')[0]}:{port}"
             await launcher.start()
             await compute.start()
@@ -217,7 +222,7 @@ class Coordinator:
             loop.start()
             app.health.set_serving(True)
             record = settings.state_dir / "coordinator.json"
-            running = _Running(store, launcher, collector, loop, app, address, admin_token)
+            running = _Running(store, launcher, collector, loop, app, address, admin_token, monitor)
             try:
                 await asyncio.to_thread(write_record, record, address, settings)
                 yield running
@@ -239,6 +244,7 @@ class Coordinator:
 
     async def _end(self, running: _Running, compute: Compute) -> None:
         """Drains, then disconnects from the cluster, where attempts continue; stops its own Ray if none are running."""
+        await running.monitor.quiet()
         await running.loop.close()
         await running.app.stop(self._settings.drain_s)
         live = 0 if running.store.failed.done() else len(await running.store.read(attempts.live_attempts))
@@ -305,6 +311,12 @@ class Coordinator:
         if running.admin_token is not None:
             said = f"the token of the first admin is in {running.admin_token}; next: shardyard login < {FILE}"
             print(said, file=self._output, flush=True)
+        if where := running.monitor.address:
+            if not is_loopback(self._settings.admin_host):
+                print(
+                    "--admin-listen: everyone who reaches the port may read the metrics", file=self._errors, flush=True
+                )
+            print(f"Metrics are on http://{where}/metrics", file=self._output, flush=True)
 
 
 def _warnings(settings: Settings) -> list[str]:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shardyard_coordinator.launch.rank_env import torch_hub_cache
@@ -27,6 +27,21 @@ class LauncherKind(StrEnum):
 
     RAY = "ray"
     LOCAL = "local"
+
+
+class LogFormat(StrEnum):
+    """How a line of the log is written: for people, or as one JSON object."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """Which lines are logged: `info` has one for each call and each change of a job's state."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 def default_state_dir() -> Path:
@@ -56,6 +71,9 @@ class Settings(BaseSettings):
     oidc_audience: str = ""
     oidc_principal_claim: str = Field(default="sub", min_length=1, max_length=200)
     oidc_groups_claim: str = Field(default="groups", min_length=1, max_length=200)
+    admin_listen: str = ""
+    log_format: LogFormat = LogFormat.TEXT
+    log_level: LogLevel = LogLevel.WARNING
     data_roots: Annotated[tuple[str, ...], NoDecode] = ()
     torch_hub_repos: Annotated[tuple[str, ...], NoDecode] = ()
     projects: Annotated[tuple[str, ...], NoDecode] = ("default",)
@@ -119,9 +137,11 @@ class Settings(BaseSettings):
                 ) from None
         return value
 
-    @field_validator("listen")
+    @field_validator("listen", "admin_listen")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.field_name == "admin_listen":
+            return value
         _, colon, port = value.rpartition(":")
         if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
             raise ValueError(
@@ -211,6 +231,11 @@ class Settings(BaseSettings):
     def host(self) -> str:
         """The host of `listen`."""
         return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def admin_host(self) -> str:
+        """The host of `admin_listen`."""
+        return self.admin_listen.rpartition(":")[0].strip("[]")
 
     @property
     def storage(self) -> Path:

@@ -70,6 +70,7 @@ class _RankRun:
         """Runs the attempt on this rank, from preparation to export."""
         from shardyard_trainer.claim import check_storage
         from shardyard_trainer.training.context import Context  # torch.
+        from shardyard_trainer.training.telemetry import telemetry
 
         attempt = self._attempt
         check_storage(attempt.locations)
@@ -77,25 +78,32 @@ class _RankRun:
             gang = self._start_gang()
         context = Context(attempt=attempt, gang=gang, reporter=self.reporter, trace=lambda name: None)
         self._report_ready(context)
+        with telemetry(
+            lambda values: context.sampled(self._step or 0, values), rank=self._rank, device=context.gang.device
+        ):
+            self._do(context)
+            gang.wait_for_all()
+        from shardyard_trainer.training.engine import stop_gang  # As above.
+
+        stop_gang()
+
+    def _do(self, context: Context) -> None:
+        """What the spec asks for, from preparation to result."""
         from shardyard_trainer.tasks import table  # As above.
         from shardyard_trainer.tasks.base import Output
 
-        output = table.of(attempt.spec).output
+        output = table.of(self._attempt.spec).output
         if output is Output.DATASET:
             from shardyard_trainer.training.extracting import run as extract  # Only such jobs need it.
 
             self._enter("extracting")
-            extract(attempt, context)
+            extract(self._attempt, context)
         elif output is Output.METRICS:
             self._evaluate(context)
         elif output is Output.FORMAT:
             self._write_format(context)
         else:
             self._train(context)
-        gang.wait_for_all()
-        from shardyard_trainer.training.engine import stop_gang  # As above.
-
-        stop_gang()
 
     def fail(self, error: Exception) -> None:
         """Reports why this rank ends. One that only lost a peer lets the peer report first."""

@@ -115,6 +115,15 @@ def serve(
     oidc_groups_claim: Annotated[
         str | None, typer.Option("--oidc-groups-claim", help="Their claim with the caller's groups [groups].")
     ] = None,
+    admin_listen: Annotated[
+        str | None,
+        typer.Option("--admin-listen", help="host:port of metrics and probes, such as 127.0.0.1:7401 [none]."),
+    ] = None,
+    log_format: Annotated[str | None, typer.Option("--log-format", help="text or json [text].")] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option("--log-level", help="info (calls and changes of jobs too), warning or error [warning]."),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens: for labs.")
     ] = False,
@@ -144,6 +153,9 @@ def serve(
         "oidc_audience": oidc_audience,
         "oidc_principal_claim": oidc_principal_claim,
         "oidc_groups_claim": oidc_groups_claim,
+        "admin_listen": admin_listen,
+        "log_format": log_format,
+        "log_level": log_level,
         "insecure": insecure or None,
     }
     settings = load_settings({name: value for name, value in given.items() if value is not None})

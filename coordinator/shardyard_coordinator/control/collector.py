@@ -14,6 +14,7 @@ from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.domain.records import EventKind, EventRecord
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.launch.protocols import AttemptKey, Launcher
+from shardyard_coordinator.log_context import logged_about
 from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.store.store import Store
 
@@ -68,10 +69,11 @@ class Collector:
 
     async def _run(self, key: AttemptKey) -> None:
         try:
-            while True:
-                if await self._attend(key):
-                    return
-                await asyncio.sleep(self.settings.retry_max_s)
+            with logged_about(job_uid=key.job_uid, attempt=key.epoch):
+                while True:
+                    if await self._attend(key):
+                        return
+                    await asyncio.sleep(self.settings.retry_max_s)
         finally:
             self._tasks.pop(key, None)
 
@@ -91,7 +93,7 @@ class Collector:
         try:
             await follower.run()
         except StaleWrite as stale:
-            _log.info("%s", stale)
+            _log.info("an attempt is not followed any more: %s", stale)
         except Exception:  # The edge of a supervised loop: a defect must not end what it follows.
             _log.exception("following attempt %s of job %s failed; it is started again", key.epoch, key.job_uid)
             return False

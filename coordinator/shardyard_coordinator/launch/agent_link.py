@@ -221,7 +221,7 @@ class AgentLink:
             if not answer.done():
                 self._is_late = True
                 self.message = f"the Ray agent, process {pid}, does not answer; it is replaced after {self._hung_s:g} s"
-                _log.warning("%s", self.message)
+                _log.warning("the Ray agent: %s", self.message)
                 for hurried in self._hurried:
                     if not self._waiting[hurried].done():
                         self._waiting[hurried].set_exception(ConnectionError(self.message))

@@ -79,3 +79,37 @@ def _facts(nvml: Any, device: str) -> GpuFacts:
             nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
         )
     return GpuFacts(str(name), memory_bytes, float(f"{major}.{minor}"))
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    """One GPU of this machine now: its number, how busy it is (0 to 1), and its memory."""
+
+    gpu: str
+    busy_share: float
+    used_bytes: int
+    memory_bytes: int
+
+
+def gpu_use() -> list[GpuUse]:
+    """All GPUs of this machine, according to NVIDIA's driver; empty without one."""
+    import pynvml  # Only machines with GPUs need it.
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        return [_use(pynvml, number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _use(nvml: Any, number: int) -> GpuUse:
+    """Raises: NVMLError."""
+    handle = nvml.nvmlDeviceGetHandleByIndex(number)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    busy = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
+    return GpuUse(str(number), busy / 100, int(memory.used), int(memory.total))

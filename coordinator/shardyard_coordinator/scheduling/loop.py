@@ -175,7 +175,7 @@ class SchedulingLoop:
         try:
             key = await self._store.write(record, SYSTEM)
         except StaleWrite as stale:
-            _log.info("%s", stale)
+            _log.info("a start was not recorded: %s", stale)
             return
         self._trace.point("attempt.recorded")
         self._collector.follow(key)

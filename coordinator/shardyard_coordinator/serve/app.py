@@ -44,6 +44,7 @@ from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.logs import LogService
 from shardyard_coordinator.serve.metrics import MetricService
 from shardyard_coordinator.serve.models import ModelService
+from shardyard_coordinator.serve.observed import Observer
 from shardyard_coordinator.serve.parts import Cluster, Parts
 from shardyard_coordinator.serve.plans import Plans
 from shardyard_coordinator.serve.project_log import Cursors, ProjectLog
@@ -90,14 +91,14 @@ class Sending:
     patience: Patience = field(default_factory=Patience)
 
 
-def make_door(limits: Limits, access: Access) -> Door:
-    """The port of an App that is made later. Must be made inside the loop that serves it."""
+def make_door(limits: Limits, access: Access, observer: Observer | None = None) -> Door:
+    """The port of an App that is made later; `observer` sees all calls. Must be made inside the loop that serves it."""
     names = [service.full_name for service in descriptors()]
     health, catalogue = Health(names), reflection.Catalogue(FILES)
     own: list[Service] = [health, *(reflection.Reflection(file, catalogue) for file in reflection.FILES)]
     at_once = {each.full_name for each in own}
     late = Late(each for each in descriptors() if each.full_name not in at_once)
-    server = GuardedServer(methods([*late.services, *own]), validate, limits, access)
+    server = GuardedServer(methods([*late.services, *own]), validate, limits, access, observer)
     return Door(server, health, late, access)
 
 

@@ -22,7 +22,7 @@ class Call:
     """Who calls what, over which connection, and until when: `deadline_s` is on the loop's clock; None: no limit.
 
     `project` and `resource` are those that the request names, once it is read. `only_own`: what others made in the
-    project may not be changed.
+    project may not be changed. `traceparent` is the span of the call in W3C's form; empty: the call is not traced.
     """
 
     method: str
@@ -34,6 +34,7 @@ class Call:
     project: str | None = None
     resource: str = ""
     only_own: bool = True
+    traceparent: str = ""
 
     @property
     def principal(self) -> str:

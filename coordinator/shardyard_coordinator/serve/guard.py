@@ -17,6 +17,7 @@ import itertools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -30,6 +31,7 @@ from shardyard_coordinator.serve import status
 from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.call import Call, Method
 from shardyard_coordinator.serve.limits import InFlight, Limits, is_waiting
+from shardyard_coordinator.serve.observed import UNKNOWN_METHOD, NullObserver, Observer, Outcome
 from shardyard_coordinator.serve.openings import Openings
 from shardyard_coordinator.serve.reading import Requests, Validate
 from shardyard_coordinator.serve.validation.naming import resource_of
@@ -60,8 +62,15 @@ def transport_options(limits: Limits) -> list[tuple[str, int]]:
 class GuardedServer:
     """A grpc.aio server whose every method is guarded, and which can drain: its streams end with DRAINING."""
 
-    def __init__(self, methods: Iterable[Method], validate: Validate, limits: Limits, access: Access) -> None:
-        guard = Guard(validate, limits, access)
+    def __init__(
+        self,
+        methods: Iterable[Method],
+        validate: Validate,
+        limits: Limits,
+        access: Access,
+        observer: Observer | None = None,
+    ) -> None:
+        guard = Guard(validate, limits, access, observer or NullObserver())
         self._guard = guard
         self._server = grpc.aio.server(
             options=transport_options(limits), handlers=(_Table({each.path: each for each in methods}, guard),)
@@ -108,7 +117,8 @@ class _Table(grpc.GenericRpcHandler):  # type: ignore[misc]
 class Guard:
     """Runs behaviours, and turns their errors into statuses."""
 
-    def __init__(self, validate: Validate, limits: Limits, access: Access) -> None:
+    def __init__(self, validate: Validate, limits: Limits, access: Access, observer: Observer) -> None:
+        self._observer = observer
         self._requests = Requests(validate, limits)
         self._access = access
         self._limits = limits
@@ -145,34 +155,41 @@ class Guard:
 
     async def unknown(self, _requests: Any, context: grpc.aio.ServicerContext) -> None:
         """Answers a path that no service has."""
-        refused = Refused(Reason.METHOD_UNKNOWN, "there is no such method; list the services by reflection")
-        await _abort(context, refused)
+        call = self._call(UNKNOWN_METHOD, context, None)
+        with self._observed(call, context) as outcome:
+            text = "there is no such method; list the services by reflection"
+            outcome.refused = Refused(Reason.METHOD_UNKNOWN, text)
+            await _abort(context, outcome.refused)
 
     def _unary(self, method: Method) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[bytes]]:
         behaviour = cast(Callable[[Any, Call], Awaitable[Message]], method.behaviour)
 
         async def handle(data: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            call = self._call(method, context, self._limits.unary_timeout_s)
-            try:
-                call = await self._access.admit(call, context)
-                self._access.check_method(call)
-                with self._in_flight.unary(method.path, call.principal or call.host):
-                    async with asyncio.timeout_at(call.deadline_s):
-                        request = await self._requests.read(method, data)
-                        call = _naming(call, request)
-                        call = self._access.check(call)
-                        answer = (await behaviour(request, call)).SerializeToString()
-                if is_waiting(method.path) and (refusal := self._access.verdict(call)) is not None:
-                    raise refusal  # It is not the one any more that it was when the wait began.
-                return answer
-            except Refused as error:
-                refused = error
-            except TimeoutError:
-                refused = Refused(Reason.DEADLINE_EXCEEDED, "the call's deadline passed; its effect is not known")
-            except Exception:  # The edge: nothing of an unexpected exception may reach the caller.
-                refused = _unexpected(call)
-            await self._access.note(call, refused)
-            await _abort(context, refused)
+            call = self._call(method.path, context, self._limits.unary_timeout_s)
+            with self._observed(call, context) as outcome:
+                call = dataclasses.replace(call, traceparent=outcome.traceparent) if outcome.traceparent else call
+                try:
+                    call = await self._access.admit(call, context)
+                    outcome.principal = call.principal
+                    self._access.check_method(call)
+                    with self._in_flight.unary(method.path, call.principal or call.host):
+                        async with asyncio.timeout_at(call.deadline_s):
+                            request = await self._requests.read(method, data)
+                            call = _naming(call, request)
+                            call = self._access.check(call)
+                            answer = (await behaviour(request, call)).SerializeToString()
+                    if is_waiting(method.path) and (refusal := self._access.verdict(call)) is not None:
+                        raise refusal  # It is not the one any more that it was when the wait began.
+                    return answer
+                except Refused as error:
+                    refused = error
+                except TimeoutError:
+                    refused = Refused(Reason.DEADLINE_EXCEEDED, "the call's deadline passed; its effect is not known")
+                except Exception:  # The edge: nothing of an unexpected exception may reach the caller.
+                    refused = _unexpected(call)
+                outcome.refused = refused
+                await self._access.note(call, refused)
+                await _abort(context, refused)
             raise AssertionError("abort returned")
 
         return handle
@@ -180,29 +197,32 @@ class Guard:
     def _stream(self, method: Method) -> Callable[[Any, grpc.aio.ServicerContext], Awaitable[bytes | None]]:
         async def handle(request: Any, context: grpc.aio.ServicerContext) -> bytes | None:
             task = cast(asyncio.Task[Any], asyncio.current_task())
-            held = self._streams[task] = _Held(self._call(method, context, None))
-            try:
-                held.call = await self._access.admit(held.call, context)
-                self._access.check_method(held.call)
-                if self._draining:
-                    raise _draining()
-                self._look_again()
-                with self._in_flight.stream(method.path, held.call.principal or held.call.host):
-                    async with self._openings.turn():
-                        return await self._run_stream(method, request, held, context)
-            except Refused as error:
-                refused = error
-            except asyncio.CancelledError:
-                if context.cancelled() or not (self._draining or held.refused):
-                    raise
-                task.uncancel()
-                refused = held.refused or _draining()
-            except Exception:  # The edge: nothing of an unexpected exception may reach the caller.
-                refused = _unexpected(held.call)
-            finally:
-                del self._streams[task]
-            await self._access.note(held.call, refused)
-            await _abort(context, refused)
+            held = self._streams[task] = _Held(self._call(method.path, context, None))
+            with self._observed(held.call, context) as outcome:
+                try:
+                    held.call = await self._access.admit(held.call, context)
+                    outcome.principal = held.call.principal
+                    self._access.check_method(held.call)
+                    if self._draining:
+                        raise _draining()
+                    self._look_again()
+                    with self._in_flight.stream(method.path, held.call.principal or held.call.host):
+                        async with self._openings.turn():
+                            return await self._run_stream(method, request, held, context)
+                except Refused as error:
+                    refused = error
+                except asyncio.CancelledError:
+                    if context.cancelled() or not (self._draining or held.refused):
+                        raise
+                    task.uncancel()
+                    refused = held.refused or _draining()
+                except Exception:  # The edge: nothing of an unexpected exception may reach the caller.
+                    refused = _unexpected(held.call)
+                finally:
+                    del self._streams[task]
+                outcome.refused = refused
+                await self._access.note(held.call, refused)
+                await _abort(context, refused)
             raise AssertionError("abort returned")
 
         return handle
@@ -264,13 +284,18 @@ class Guard:
         if self._streams:
             self._look_again()
 
-    def _call(self, method: Method, context: grpc.aio.ServicerContext, default_s: float | None) -> Call:
+    def _observed(self, call: Call, context: grpc.aio.ServicerContext) -> AbstractContextManager[Outcome]:
+        # Values of keys that end in -bin are bytes: nothing that is read from here is.
+        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        return self._observer.call(call, metadata)
+
+    def _call(self, path: str, context: grpc.aio.ServicerContext, default_s: float | None) -> Call:
         remaining = context.time_remaining()
         if remaining is None or remaining > 3e7:  # grpc gives an endless deadline as a huge one.
             remaining = default_s
         deadline = None if remaining is None else asyncio.get_running_loop().time() + remaining
         request_id = f"{self._run}-{next(self._calls):x}"
-        return Call(method.path, ANONYMOUS, request_id, deadline, context.peer())
+        return Call(path, ANONYMOUS, request_id, deadline, context.peer())
 
 
 @dataclass

@@ -27,6 +27,11 @@ class Health:
         self._serving = False
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether calls are served."""
+        return self._serving
+
     def set_serving(self, serving: bool) -> None:
         """Changes the status and notifies every watcher."""
         self._serving = serving

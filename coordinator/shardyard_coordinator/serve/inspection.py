@@ -143,7 +143,7 @@ def _refusal(failed: InputFailed, call: Call, subject: Subject) -> Refused:
     field = f"{subject.prefix}{failed.field}" if failed.field else subject.field
     details = ""
     if failed.log:
-        log.error("%s", failed.log)
+        log.error("a question to a compute process failed: %s", failed.log)
         details = f" (the service's log has details under {_logged(call, 'an unexpected error')})"
     step = _NEXT_STEPS.get(reason, _NEXT_STEP)
     text = f"reading {failed.what or subject.what} {failed.how}{details}; {step}"

@@ -22,7 +22,7 @@ from shardyard_coordinator.store import sqlite
 from shardyard_coordinator.store.database import UNUSABLE, Database, Taken
 from shardyard_coordinator.store.failures import StoreAway, StoreDead, StoreFailure, StoreLed
 from shardyard_coordinator.store.postgres_url import is_postgres
-from shardyard_coordinator.store.writer import MAX_AWAY_S, Writer, away
+from shardyard_coordinator.store.writer import MAX_AWAY_S, Writer, WriterFigures, away
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -148,6 +148,11 @@ class Store:
         """Calls back with the uids of jobs with new metrics, after each commit. The returned function unsubscribes."""
         self._metric_subscribers.append(callback)
         return lambda: self._metric_subscribers.remove(callback)
+
+    @property
+    def writer_figures(self) -> WriterFigures:
+        """What the writer has done and what waits for it, for monitoring."""
+        return self._writer.figures
 
     async def close(self) -> None:
         """Commits waiting operations, then releases the store."""

@@ -70,6 +70,18 @@ class _Made:
     outcomes: list[_Outcome]
 
 
+@dataclass(frozen=True)
+class WriterFigures:
+    """What waits now, and what was committed since the start; `commit_s` is the time in transactions."""
+
+    waiting: int
+    waiting_bytes: int
+    commits: int
+    operations: int
+    failed_commits: int
+    commit_s: float
+
+
 class Writer:
     """Owns the connection that writes. `tell(events, jobs whose metrics have grown)` is called on the event loop after
     each commit."""
@@ -89,6 +101,9 @@ class Writer:
         self._conn: Connection | None = taken.conn
         self._term = taken.term
         self._commits = 0
+        self._operations = 0
+        self._failed_commits = 0
+        self._commit_s = 0.0
         self._log_after_s = 0.0
         self._log_wait_ms = log_wait_ms
         self._tell = tell
@@ -120,6 +135,18 @@ class Writer:
         self._waiting_bytes += size_bytes
         self._queue.put(Write(operation, actor, size_bytes, done))
         return done
+
+    @property
+    def figures(self) -> WriterFigures:
+        """The figures of now, for monitoring."""
+        return WriterFigures(
+            waiting=self._queue.qsize(),
+            waiting_bytes=self._waiting_bytes,
+            commits=self._commits,
+            operations=self._operations,
+            failed_commits=self._failed_commits,
+            commit_s=self._commit_s,
+        )
 
     def close(self) -> None:
         """Commits waiting operations, unless the database is away, and ends the thread."""
@@ -167,7 +194,10 @@ class Writer:
         try:
             if self._failure is not None:
                 raise self._failure
+            begun_s = time.monotonic()
             made = self._surely(batch)
+            self._operations += len(batch)
+            self._commit_s += time.monotonic() - begun_s
             self._shorten()
         except DBAPIError as error:
             outcomes = self._spoilt(batch, self._database.meaning(error) or error)
@@ -297,6 +327,7 @@ class Writer:
             self._log_after_s = now_s + _LOG_REST_S
 
     def _spoilt(self, batch: list[Write], error: BaseException) -> list[_Outcome]:
+        self._failed_commits += 1
         if isinstance(error, StoreFailure):
             self._failure = error
             refusal = Refused(Reason.STORE_UNAVAILABLE, UNUSABLE, retry_after_s=5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,8 +36,8 @@ class Point(NamedTuple):
 class Context:
     """One rank's surroundings.
 
-    Every verb may be called on every rank; rank 0 alone reports. When a verb has returned, its event is on disk, except
-    for those of `progressed` and `measured`, which wait for nothing.
+    Every verb may be called on every rank; rank 0 alone reports, except by `sampled`. When a verb has returned, its event
+    is on disk, except for those of `progressed`, `measured` and `sampled`, which wait for nothing.
     """
 
     attempt: worker_pb2.AttemptSpec
@@ -105,6 +106,14 @@ class Context:
         """New points of curves, by the names of the metrics; those that are not finite are left out."""
         metrics = worker_pb2.Metrics(series=[_series(name, points) for name, points in curves.items()])
         self._report(worker_pb2.WorkerEvent(metrics=metrics), durable=False)
+
+    def sampled(self, step: int, values: Mapping[str, float]) -> None:
+        """What this rank's process uses now, after `step`: each rank reports its own, from any thread."""
+        now_ns = time.time_ns()
+        series = [
+            _series(f"system/{name}/{self.gang.rank}", [Point(step, value, now_ns)]) for name, value in values.items()
+        ]
+        self.reporter.emit(worker_pb2.WorkerEvent(metrics=worker_pb2.Metrics(series=series)))
 
     def evaluated(
         self, step: int, metrics: Mapping[str, float], *, num_samples: int, is_final: bool, is_partial: bool

@@ -1,0 +1,1 @@
+"""What operators see of the service: metrics, the lines of its log, and traces (docs/monitoring.md)."""
