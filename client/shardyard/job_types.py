@@ -93,6 +93,7 @@ class JobInfo:
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
     external_uri: str
+    traceparent: str
     queue: str
     priority: str
     spec: Mapping[str, Any] | None

@@ -40,6 +40,7 @@ from shardyard_coordinator.serve.certificates import Tls, TlsUnusable
 from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.first_admin import FILE, ensure_admin
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.observed import Spans
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Tokens
 from shardyard_coordinator.settings import LauncherKind, Settings, is_loopback
@@ -212,7 +213,7 @@ class Coordinator:
             launcher, compute = self._doors()
             collector = Collector(store, launcher, clock, trace, control)
             loop = SchedulingLoop(store, launcher, collector, clock, trace)
-            app = self._app(store, launcher, compute, loop, door)
+            app = self._app(store, launcher, compute, loop, door, monitor.spans)
             monitor.open(store, launcher, loop.cluster_slots, control.claim)
             address = f"{settings.listen.rpartition(':')[0]}:{port}"
             await launcher.start()
@@ -279,7 +280,9 @@ class Coordinator:
             submits_per_s=settings.submits_per_s,
         )
 
-    def _app(self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door) -> App:
+    def _app(
+        self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door, spans: Spans
+    ) -> App:
         settings = self._settings
         warnings = _warnings(settings)
         parts = Parts(
@@ -298,6 +301,7 @@ class Coordinator:
             currency=settings.currency,
             is_offline=is_offline(os.environ),
             webhook_allow=settings.webhook_allow,
+            spans=spans,
         )
         return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)
 
@@ -313,9 +317,8 @@ class Coordinator:
             print(said, file=self._output, flush=True)
         if where := running.monitor.address:
             if not is_loopback(self._settings.admin_host):
-                print(
-                    "--admin-listen: everyone who reaches the port may read the metrics", file=self._errors, flush=True
-                )
+                warning = "--admin-listen: everyone who reaches the port may read the metrics"
+                print(warning, file=self._errors, flush=True)
             print(f"Metrics are on http://{where}/metrics", file=self._output, flush=True)
 
 

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shardyard_coordinator.launch.rank_env import torch_hub_cache
+from shardyard_coordinator.redaction import redacted
 from shardyard_coordinator.serve.protection import Authentication, Issuer, TlsFiles
 from shardyard_coordinator.serve.protection import url_complaint as issuer_complaint
 from shardyard_coordinator.serve.validation.text import id_complaint
@@ -20,6 +22,9 @@ from shardyard_coordinator.store.postgres_url import url_complaint
 
 TORCH_HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*:[0-9a-f]{40}")
 """A repository of PyTorch Hub at a commit."""
+
+# Of the extra `tracing`; parents first, because looking for a child imports its parent.
+_TRACING = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.exporter.otlp")
 
 
 class LauncherKind(StrEnum):
@@ -72,6 +77,7 @@ class Settings(BaseSettings):
     oidc_principal_claim: str = Field(default="sub", min_length=1, max_length=200)
     oidc_groups_claim: str = Field(default="groups", min_length=1, max_length=200)
     admin_listen: str = ""
+    otlp_endpoint: str = ""
     log_format: LogFormat = LogFormat.TEXT
     log_level: LogLevel = LogLevel.WARNING
     data_roots: Annotated[tuple[str, ...], NoDecode] = ()
@@ -148,6 +154,18 @@ class Settings(BaseSettings):
                 f"{value!r} is not HOST:PORT with a port from 0 (any that is free) to 65535; "
                 "listen on 127.0.0.1:7400, or on [::1]:7400"
             )
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/@]+:[0-9]{1,5}/?", value):
+            raise ValueError(
+                f"{redacted(value)!r} is not http://HOST:PORT or https://HOST:PORT of a collector that takes OTLP over "
+                "gRPC; give one, such as http://127.0.0.1:4317 (headers go into $OTEL_EXPORTER_OTLP_HEADERS)"
+            )
+        if value and any(find_spec(name) is None for name in _TRACING):
+            raise ValueError("traces need further packages; install them with: pip install 'shardyard[tracing]'")
         return value
 
     @field_validator("projects")

@@ -77,6 +77,8 @@ class _RankRun:
         with self._limited("the ranks to meet"):
             gang = self._start_gang()
         context = Context(attempt=attempt, gang=gang, reporter=self.reporter, trace=lambda name: None)
+        if trace_id := _trace_id(attempt):
+            logging.getLogger("shardyard").info("trace %s", trace_id)
         self._report_ready(context)
         with telemetry(
             lambda values: context.sampled(self._step or 0, values), rank=self._rank, device=context.gang.device
@@ -248,6 +250,12 @@ def _reporter(attempt: worker_pb2.AttemptSpec, rank: int, send: SendReport | Non
     if send is None:
         return PrintingReporter(sys.stdout, quiet=rank > 0)
     return SendingReporter(send, epoch=attempt.epoch, rank=rank, poll_s=1.0 if rank == 0 else None)
+
+
+def _trace_id(attempt: worker_pb2.AttemptSpec) -> str:
+    """The trace that the attempt belongs to, so that its logs are found from there; empty: none."""
+    parts = attempt.traceparent.split("-")
+    return parts[1] if len(parts) == 4 else ""
 
 
 def _make_folders(attempt: worker_pb2.AttemptSpec) -> None:

@@ -119,10 +119,13 @@ def serve(
         str | None,
         typer.Option("--admin-listen", help="host:port of metrics and probes, such as 127.0.0.1:7401 [none]."),
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option("--otlp-endpoint", help="Send traces there, such as http://127.0.0.1:4317 [none].")
+    ] = None,
     log_format: Annotated[str | None, typer.Option("--log-format", help="text or json [text].")] = None,
     log_level: Annotated[
         str | None,
-        typer.Option("--log-level", help="info (calls and changes of jobs too), warning or error [warning]."),
+        typer.Option("--log-level", help="info (also calls and jobs), warning or error [warning]."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens: for labs.")
@@ -154,6 +157,7 @@ def serve(
         "oidc_principal_claim": oidc_principal_claim,
         "oidc_groups_claim": oidc_groups_claim,
         "admin_listen": admin_listen,
+        "otlp_endpoint": otlp_endpoint,
         "log_format": log_format,
         "log_level": log_level,
         "insecure": insecure or None,

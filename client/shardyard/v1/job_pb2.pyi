@@ -189,6 +189,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     EVALUATION_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/{project}/jobs/{job}`; assigned by the server."""
     uid: _builtins.str
@@ -219,6 +220,8 @@ class Job(_message.Message):
     """The sequence of the newest event: Get, then Watch from here, misses nothing."""
     creator: _builtins.str
     """Who submitted it; assigned by the server."""
+    traceparent: _builtins.str
+    """The W3C trace context of the call that created it; empty if the service sends no traces. Assigned by the server."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For filters: up to 64, keys 1 to 63 and values up to 63 characters."""
@@ -307,10 +310,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         evaluation: Global___Evaluation | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "evaluation", b"evaluation", "failure", b"failure", "pending", b"pending", "progress", b"progress", "resolved_spec", b"resolved_spec", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "attempt_count", b"attempt_count", "best_checkpoint", b"best_checkpoint", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "evaluation", b"evaluation", "external_uri", b"external_uri", "failure", b"failure", "labels", b"labels", "last_event_sequence", b"last_event_sequence", "latest_checkpoint", b"latest_checkpoint", "model", b"model", "name", b"name", "output_dataset", b"output_dataset", "pending", b"pending", "priority", b"priority", "progress", b"progress", "queue", b"queue", "resolved_spec", b"resolved_spec", "spec", b"spec", "start_time", b"start_time", "state", b"state", "uid", b"uid", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "attempt_count", b"attempt_count", "best_checkpoint", b"best_checkpoint", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "end_time", b"end_time", "etag", b"etag", "evaluation", b"evaluation", "external_uri", b"external_uri", "failure", b"failure", "labels", b"labels", "last_event_sequence", b"last_event_sequence", "latest_checkpoint", b"latest_checkpoint", "model", b"model", "name", b"name", "output_dataset", b"output_dataset", "pending", b"pending", "priority", b"priority", "progress", b"progress", "queue", b"queue", "resolved_spec", b"resolved_spec", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceparent", b"traceparent", "uid", b"uid", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

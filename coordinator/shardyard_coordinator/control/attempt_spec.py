@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from shardyard.v1 import plan_pb2, spec_pb2
+from shardyard.v1 import job_pb2, plan_pb2, spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control.formats import adds_format, folder_of
 from shardyard_coordinator.control.locations import locations
@@ -54,6 +54,7 @@ def build_launch(
         rendezvous=f"file://{settings.attempt_dir(job.uid, attempt.epoch) / 'rendezvous'}",
         log_interval_s=settings.log_interval_s,
         node_shape=launch_shape(view, attempt.placement),
+        traceparent=job_pb2.Job.FromString(job.description).traceparent,
     )
     return Launch(
         key=AttemptKey(job.uid, attempt.epoch),

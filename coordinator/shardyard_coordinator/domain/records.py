@@ -36,7 +36,7 @@ class EventKind(IntEnum):
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job to accept. `description` is a Job with only labels, annotations and external_uri.
+    """A job to accept. `description` is a Job with only labels, annotations, external_uri and traceparent.
 
     `attributes` are what filters find in it, by the filters' names. `warnings` are the events of its plan's warnings,
     which follow the first event. `adds` is the part of a stored

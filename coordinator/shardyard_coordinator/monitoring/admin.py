@@ -1,4 +1,4 @@
-"""The admin port: `/metrics` for Prometheus, `/healthz` and `/readyz` for what watches the process. It takes no commands.
+"""The admin port: `/metrics` for Prometheus, `/healthz` and `/readyz` for probes. It takes no commands.
 
 A few lines of HTTP of our own, on the service's event loop: the server of prometheus-client starts a thread for each
 connection, as many as a stranger opens.
@@ -37,7 +37,7 @@ class AdminServer:
         self._open = 0
 
     async def start(self, host: str, port: int) -> int:
-        """Binds and returns the port; raises OSError with the next step if the address is taken or not this machine's."""
+        """Binds and returns the port. Raises: OSError, with the next step, if the address is taken or not its own."""
         try:
             self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_REQUEST_BYTES)
         except OSError as error:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.log_context import logged_about
@@ -29,20 +30,38 @@ _UNTIMED = frozenset(
 )
 
 
-class CallObserver:
-    """Observes calls; without `metrics` it only logs."""
+class CallSpan(Protocol):
+    """The span of one call; `traceparent` is empty if it is not sampled."""
 
-    def __init__(self, metrics: Metrics | None) -> None:
+    traceparent: str
+
+    def end(self, code: str, *, request_id: str) -> None:
+        """Ends it with the call's gRPC code."""
+
+
+class Tracing(Protocol):
+    """Makes the spans of calls (`monitoring/tracing.py`)."""
+
+    def begin_call(self, method: str, metadata: Mapping[str, str]) -> CallSpan | None:
+        """The span of a call, as part of its caller's trace if `metadata` names one; None: it is not traced."""
+
+
+class CallObserver:
+    """Observes calls; without `metrics` and `tracing` it only logs."""
+
+    def __init__(self, metrics: Metrics | None, tracing: Tracing | None = None) -> None:
         self._metrics = metrics
+        self._tracing = tracing
 
     @contextmanager
     def call(self, call: Call, metadata: Mapping[str, str]) -> Iterator[Outcome]:
         """Surrounds a call. Its lines in the log have its request id and its method."""
-        del metadata
         method, begun_s = call.method.removeprefix("/"), time.monotonic()
-        outcome = Outcome()
+        span = self._tracing.begin_call(method, metadata) if self._tracing is not None else None
+        outcome = Outcome(span.traceparent if span is not None else "")
         code = "OK"
-        with logged_about(request_id=call.request_id, method=method):
+        about = {"request_id": call.request_id, "method": method, "trace_id": outcome.traceparent[3:35]}
+        with logged_about(**{name: value for name, value in about.items() if value}):
             if self._metrics:
                 self._metrics.add(families.CALLS_OPEN, 1, method)
             try:
@@ -54,6 +73,8 @@ class CallObserver:
                 if outcome.refused is not None:
                     code = outcome.refused.code.value
                 self._ended(method, code, outcome, time.monotonic() - begun_s)
+                if span is not None:
+                    span.end(code, request_id=call.request_id)
 
     def _ended(self, method: str, code: str, outcome: Outcome, duration_s: float) -> None:
         reason = outcome.refused.reason.value if outcome.refused is not None else ""

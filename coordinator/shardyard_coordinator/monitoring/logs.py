@@ -10,25 +10,18 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import re
 import time
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Final, TextIO
+from typing import TextIO
 
 from shardyard_coordinator.log_context import about
+from shardyard_coordinator.redaction import one_line, redacted
 from shardyard_coordinator.settings import LogFormat, LogLevel
 
 MAX_TEXT = 2000
 _MAX_FRAMES = 20
-_SECRETS: Final = re.compile(
-    r"(?i)\b(?:sy|hf|ghp|gho|github_pat|glpat|xox[abp]|sk)[_-][A-Za-z0-9_-]{16,}"
-    r"|\bAKIA[0-9A-Z]{16}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
-    r"|(?<=bearer )\S+|(?<=basic )[A-Za-z0-9+/=]{8,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)"
-    r"|(?<=token=)[^&\s\"']+|(?<=password=)[^&\s\"']+|(?<=secret=)[^&\s\"']+|(?<=signature=)[^&\s\"']+"
-)
-_KEYS: Final = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 
 
 def set_up_logging(stream: TextIO, form: LogFormat, level: LogLevel) -> None:
@@ -41,7 +34,7 @@ def set_up_logging(stream: TextIO, form: LogFormat, level: LogLevel) -> None:
 
 
 class TextLines(logging.Formatter):
-    """Lines for people: time, level, logger, message, and what it is about. The traceback follows on lines of its own."""
+    """Lines for people: time, level, logger, message, and what it is about. A traceback follows on lines of its own."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -82,18 +75,6 @@ class JsonLines(logging.Formatter):
         if error is not None:
             line["exception"] = _exception(error)
         return json.dumps(line, ensure_ascii=True, default=str)
-
-
-def redacted(text: str) -> str:
-    """The text without what looks like a secret: tokens, keys, passwords in URLs."""
-    return _SECRETS.sub("…", _KEYS.sub("…", text))
-
-
-def one_line(text: str) -> str:
-    """The text on one line: every control character, and every separator of lines, is shown as its code."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _event(record: logging.LogRecord) -> str:

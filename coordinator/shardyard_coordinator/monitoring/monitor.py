@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.launch.protocols import ClusterView, Launcher
@@ -16,12 +17,16 @@ from shardyard_coordinator.monitoring.registry import Metrics
 from shardyard_coordinator.monitoring.sampler import Sampler, Sources
 from shardyard_coordinator.seams import Clock
 from shardyard_coordinator.serve.health import Health
-from shardyard_coordinator.serve.observed import NullObserver, Observer
+from shardyard_coordinator.serve.observed import NullObserver, NullSpans, Observer, Spans
 from shardyard_coordinator.serve.parts import Cluster
 from shardyard_coordinator.serve.server_info import VERSION
 from shardyard_coordinator.serve.storage_look import StorageLook
 from shardyard_coordinator.settings import Settings
 from shardyard_coordinator.store.store import Store
+
+if TYPE_CHECKING:
+    from shardyard_coordinator.monitoring.job_spans import JobSpans
+    from shardyard_coordinator.monitoring.tracing import Tracing
 
 _TICK_S = 1.0
 
@@ -42,9 +47,16 @@ class Monitor:
         self._admin = AdminServer(self._exposition, self._is_serving)
         self._ticking: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
+        self._job_spans: JobSpans | None = None
+        self._tracing: Tracing | None = None
+        if settings.otlp_endpoint:
+            from shardyard_coordinator.monitoring.tracing import Tracing  # Another package, of the extra `tracing`.
+
+            self._tracing = Tracing(settings.otlp_endpoint, VERSION)
+        self.spans: Spans = self._tracing or NullSpans()
         self.observer: Observer = NullObserver()
-        if self._metrics is not None or self._logs_calls:
-            self.observer = CallObserver(self._metrics)
+        if self._metrics is not None or self._tracing is not None or self._logs_calls:
+            self.observer = CallObserver(self._metrics, self._tracing)
         self.address = ""
 
     async def start(self, health: Health) -> None:
@@ -66,6 +78,10 @@ class Monitor:
         """Begins to count what happens to jobs, and to look up what Prometheus asks for."""
         if self._metrics is not None or self._logs_calls:
             self._unsubscribe = store.subscribe(Lives(self._metrics).hear)
+        if self._tracing is not None:
+            from shardyard_coordinator.monitoring.job_spans import JobSpans  # As above.
+
+            self._job_spans = JobSpans(store, self._tracing)
         if self._metrics is not None:
             settings = self._settings
             sources = Sources(
@@ -82,6 +98,9 @@ class Monitor:
     async def quiet(self) -> None:
         """Looks nothing up any more: the parts are about to close. The port still answers."""
         await self._sampler.close()
+        if self._job_spans is not None:
+            await self._job_spans.close()
+            self._job_spans = None
 
     async def close(self) -> None:
         """Closes the admin port."""
@@ -92,6 +111,8 @@ class Monitor:
             self._ticking.cancel()
             await asyncio.wait({self._ticking})
         await self._admin.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def _is_serving(self) -> bool:
         return self._health is not None and self._health.is_serving

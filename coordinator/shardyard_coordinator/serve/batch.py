@@ -55,7 +55,8 @@ class Batches:
             return pb.BatchCreateJobsResponse(jobs=previews)
         self._parts.trace.point("batch.planned")
         size = sum(len(each.spec) + len(each.plan) for each in new)
-        accepted = await self._parts.store.write(partial(self._insert, new=new, call=call), call.actor, size)
+        with self._parts.spans.span("commit", call.traceparent):
+            accepted = await self._parts.store.write(partial(self._insert, new=new, call=call), call.actor, size)
         return pb.BatchCreateJobsResponse(jobs=[encode.job_to_proto(job) for job in accepted])
 
     async def _prepare(

@@ -44,3 +44,19 @@ class NullObserver:
         """Surrounds a call."""
         del call, metadata
         return nullcontext(Outcome())
+
+
+class Spans(Protocol):
+    """Makes spans of the steps of a call."""
+
+    def span(self, name: str, parent: str) -> AbstractContextManager[None]:
+        """Surrounds a step; `parent` is the call's traceparent, empty if the call is not traced."""
+
+
+class NullSpans:
+    """Makes none."""
+
+    def span(self, name: str, parent: str) -> AbstractContextManager[None]:
+        """Surrounds a step."""
+        del name, parent
+        return nullcontext()

@@ -21,6 +21,7 @@ from shardyard_coordinator.seams import Clock, Trace
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.inspection import Questions, not_in_time
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.observed import NullSpans, Spans
 from shardyard_coordinator.serve.permissions import no_right
 from shardyard_coordinator.serve.storage_errors import refused_storage
 from shardyard_coordinator.serve.tokens import Tokens
@@ -53,6 +54,7 @@ class Parts:
     currency: str = ""
     is_offline: bool = False
     webhook_allow: tuple[str, ...] = ()
+    spans: Spans = field(default_factory=NullSpans)
 
     @cached_property
     def questions(self) -> Questions:

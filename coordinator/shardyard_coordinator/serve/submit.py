@@ -54,7 +54,8 @@ class Submitter:
         parts.trace.point("create.validated")
         if request.validate_only:
             return await self.preview(request, new, call)
-        created = await self._creates.ask(Submission(new, call.actor))
+        with parts.spans.span("commit", call.traceparent):
+            created = await self._creates.ask(Submission(new, call.actor))
         parts.trace.point("job.committed")
         answer = encode.job_to_proto(created.job)
         parts.trace.point("job.replied")
@@ -72,11 +73,21 @@ class Submitter:
             if isinstance(found, JobRecord):
                 return found
             queue_of(request.job)
-            planned = await self._plans.plan(found, call)
+            with self._parts.spans.span("plan", call.traceparent):
+                planned = await self._plans.plan(found, call)
             _check_plan(request, planned)
         _check_fit(planned)
         queue, now_us = queue_of(request.job), self._parts.clock.now_us()
-        return new_job(request, project, queue, planned, walked, fingerprint=fingerprint, now_us=now_us)
+        return new_job(
+            request,
+            project,
+            queue,
+            planned,
+            walked,
+            fingerprint=fingerprint,
+            now_us=now_us,
+            traceparent=call.traceparent,
+        )
 
     def check_rate(self, call: Call, count: int = 1) -> None:
         """Refused RATE_LIMITED if the caller submits too fast; the only one on loopback is not limited."""
@@ -160,6 +171,7 @@ class Submitter:
         await self._parts.store.read(check)
         job = job_pb2.Job()
         job.CopyFrom(request.job)
+        job.traceparent = ""  # The service's, not the caller's.
         job.name = names.job_name(new.project, new.job_id)
         job.queue = f"queues/{new.queue}"
         job.priority = new.priority  # type: ignore[assignment]
@@ -176,11 +188,14 @@ def new_job(
     *,
     fingerprint: bytes,
     now_us: int,
+    traceparent: str = "",
 ) -> NewJob:
     """The row of a job that has been planned."""
     job = request.job
     task = task_of(job.spec)
-    description = job_pb2.Job(labels=job.labels, annotations=job.annotations, external_uri=job.external_uri)
+    description = job_pb2.Job(
+        labels=job.labels, annotations=job.annotations, external_uri=job.external_uri, traceparent=traceparent
+    )
     return NewJob(
         project=project,
         job_id=request.job_id if request.HasField("job_id") else make_id(task),

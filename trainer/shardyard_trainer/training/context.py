@@ -36,8 +36,8 @@ class Point(NamedTuple):
 class Context:
     """One rank's surroundings.
 
-    Every verb may be called on every rank; rank 0 alone reports, except by `sampled`. When a verb has returned, its event
-    is on disk, except for those of `progressed`, `measured` and `sampled`, which wait for nothing.
+    Every verb may be called on every rank; rank 0 alone reports, except by `sampled`. When a verb has returned, its
+    event is on disk, except for those of `progressed`, `measured` and `sampled`, which wait for nothing.
     """
 
     attempt: worker_pb2.AttemptSpec

@@ -804,6 +804,7 @@ class AttemptSpec(_message.Message):
     RENDEZVOUS_FIELD_NUMBER: _builtins.int
     LOG_INTERVAL_S_FIELD_NUMBER: _builtins.int
     NODE_SHAPE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     job_name: _builtins.str
     """`projects/{project}/jobs/{job}`."""
     job_uid: _builtins.str
@@ -826,6 +827,8 @@ class AttemptSpec(_message.Message):
     """Where the ranks meet: `file://…` on one node, `tcp://host:port` on several; empty: the environment of torchrun."""
     log_interval_s: _builtins.float
     """Seconds between two progress events; 0: 1."""
+    traceparent: _builtins.str
+    """The job's W3C trace context, which the ranks' logs name; empty: the job is not traced."""
     @_builtins.property
     def spec(self) -> _spec_pb2.JobSpec:
         """The resolved spec."""
@@ -864,10 +867,11 @@ class AttemptSpec(_message.Message):
         rendezvous: _builtins.str = ...,
         log_interval_s: _builtins.float = ...,
         node_shape: Global___NodeShape | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["locations", b"locations", "node_shape", b"node_shape", "plan", b"plan", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_dir", b"attempt_dir", "epoch", b"epoch", "export_dir", b"export_dir", "job_dir", b"job_dir", "job_name", b"job_name", "job_uid", b"job_uid", "locations", b"locations", "log_interval_s", b"log_interval_s", "node_shape", b"node_shape", "plan", b"plan", "rendezvous", b"rendezvous", "resume_candidates", b"resume_candidates", "spec", b"spec", "threads_per_rank", b"threads_per_rank", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_dir", b"attempt_dir", "epoch", b"epoch", "export_dir", b"export_dir", "job_dir", b"job_dir", "job_name", b"job_name", "job_uid", b"job_uid", "locations", b"locations", "log_interval_s", b"log_interval_s", "node_shape", b"node_shape", "plan", b"plan", "rendezvous", b"rendezvous", "resume_candidates", b"resume_candidates", "spec", b"spec", "threads_per_rank", b"threads_per_rank", "traceparent", b"traceparent", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
