@@ -14,6 +14,7 @@ from shardyard_coordinator.domain.access import GRANTS, Permission, Role
 from shardyard_coordinator.domain.causes import VERDICTS, Cause
 from shardyard_coordinator.domain.reasons import MEANINGS, Reason
 from shardyard_coordinator.domain.states import TRANSITIONS, JobState
+from shardyard_coordinator.monitoring.families import FAMILIES
 from shardyard_coordinator.serve.permissions import PERMISSIONS, Needs, Where
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -140,10 +141,27 @@ PLACES: dict[Where, str] = {
 }
 
 
+def metrics_table() -> str:
+    """Every metric with its labels and meaning."""
+    return rows(
+        ("Metric", "Kind", "Labels", "What it says"),
+        [
+            (
+                f"`{family.name}`",
+                str(family.kind),
+                ", ".join(f"`{label}`" for label in family.labels),
+                family.meaning.replace("|", "\\|"),
+            )
+            for family in FAMILIES
+        ],
+    )
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "states.md": {"transitions": states_table, "causes": causes_table},
     "errors.md": {"reasons": reasons_table},
     "security.md": {"methods": methods_table},
+    "monitoring.md": {"metrics": metrics_table},
 }
 
 

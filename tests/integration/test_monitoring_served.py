@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import time
@@ -106,6 +107,15 @@ def test_the_admin_port_takes_no_commands_and_survives_what_is_sent_to_it(servic
     while service.get("/healthz")[0] != 200 and time.monotonic() < until:
         time.sleep(0.2)
     assert service.get("/healthz")[0] == 200
+
+
+def test_a_probe_asks_the_services_own_health(service: Watched) -> None:
+    asked = service.service.run("shardyard", "health", "--json")
+    assert asked.returncode == 0 and json.loads(asked.stdout) == {"serving": True}
+    host, _, port = service.admin.rpartition(":")
+    for address in (f"{host}:9", f"{host}:{port}"):  # Nothing listens there; something that is no gRPC does.
+        asked = service.service.run("shardyard", "health", "--timeout", "5", "--address", address)
+        assert asked.returncode == 1 and asked.stderr.startswith("error: ")
 
 
 def test_every_line_of_the_log_is_one_object_with_its_call_or_its_job(service: Watched) -> None:

@@ -35,6 +35,7 @@ from shardyard.v1 import (
 
 _INSPECT_S = 120.0  # Model and data are inspected before the answer.
 _BATCH_S = 600.0
+_SERVING = b"\x08\x01"  # A HealthCheckResponse with the status SERVING.
 
 
 class AsyncClient:
@@ -95,6 +96,13 @@ class AsyncClient:
         """About the service and its cluster."""
         request = server_service_pb2.GetServerInfoRequest()
         return read(ServerInfo, await self._connection.call(self._connection.server.GetServerInfo, request))
+
+    async def is_serving(self) -> bool:
+        """Whether the service says that it serves calls (`grpc.health.v1`): not while it starts or stops.
+
+        Raises: Unavailable if nothing answers.
+        """
+        return bool(await self._connection.call(self._connection.check_health, b"") == _SERVING)
 
     async def submit(
         self,

@@ -36,6 +36,7 @@ from shardyard.v1 import (
 
 _INSPECT_S = 120.0  # Model and data are inspected before the answer.
 _BATCH_S = 600.0
+_SERVING = b"\x08\x01"  # A HealthCheckResponse with the status SERVING.
 
 
 class Client:
@@ -96,6 +97,13 @@ class Client:
         """About the service and its cluster."""
         request = server_service_pb2.GetServerInfoRequest()
         return read(ServerInfo, self._connection.call(self._connection.server.GetServerInfo, request))
+
+    def is_serving(self) -> bool:
+        """Whether the service says that it serves calls (`grpc.health.v1`): not while it starts or stops.
+
+        Raises: Unavailable if nothing answers.
+        """
+        return bool(self._connection.call(self._connection.check_health, b"") == _SERVING)
 
     def submit(
         self,

@@ -98,6 +98,8 @@ class Connection:
         self.server = server_service_pb2_grpc.ServerServiceStub(self._channel)
         self.auth = auth_service_pb2_grpc.AuthServiceStub(self._channel)
         self.audit = audit_service_pb2_grpc.AuditServiceStub(self._channel)
+        # Without generated code: its request is empty, and its answer is one field of one byte.
+        self.check_health = self._channel.unary_unary("/grpc.health.v1.Health/Check")
 
     @property
     def _metadata(self) -> tuple[tuple[str, str], ...]:

@@ -43,6 +43,7 @@ EXIT_INTERRUPTED = 130
 COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("serve", service.serve),
     ("stop", service.stop),
+    ("health", service.health),
     ("doctor", service.doctor),
     ("submit", submitting.submit),
     ("submit-all", updating.submit_all),

@@ -1,4 +1,4 @@
-"""`serve`, `stop`, `doctor`: the service on this machine."""
+"""`serve`, `stop`, `health`, `doctor`: the service on this machine."""
 
 from __future__ import annotations
 
@@ -208,6 +208,24 @@ def doctor(
             if finding.next_step:
                 print(f"{'':8}{finding.next_step}")
     raise typer.Exit(1 if any(finding.verdict == "broken" for finding in findings) else 0)
+
+
+def health(
+    address: Address = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 5.0,
+    json: Json = False,
+) -> None:
+    """Ask whether the service serves calls; exit code 1 if not. For probes of containers."""
+    from shardyard._sync.client import Client  # Imported here: gRPC takes longer to import than --help may take.
+    from shardyard.cli.output import print_json
+
+    with Client(address, timeout=timeout, reconnect_for=0.0) as client:
+        serves = client.is_serving()
+    if json:
+        print_json({"serving": serves})
+    else:
+        print("serving" if serves else "not serving: the service is starting, or stopping")
+    raise typer.Exit(0 if serves else 1)
 
 
 def load_settings(given: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Traces of calls and of jobs, sent to a collector over OTLP; only imported if a collector is named.
 
 A call is a span, which ends however the call ends: by an answer, an error, or its caller's leaving. The trace of the
-call that created a job goes on with the job: `plan` and `commit` in the call, then `queue`, `attempt`, and in it
+call that created a job continues with the job: `plan` and `commit` in the call, then `queue`, `attempt`, and in it
 `launch`, its phases and `first steps`. The job keeps the call's context, so spans of a job are made from its events,
 by whichever process hears them; one that was open when the service ended is lost.
 

@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 from shardyard_coordinator.domain.access import ANONYMOUS
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.log_context import logged_about
 from shardyard_coordinator.serve import status
 from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.call import Call, Method
@@ -328,7 +329,8 @@ def _draining() -> Refused:
 def _unexpected(call: Call) -> Refused:
     """Logs the exception under a new id, and returns an error with that id."""
     error_id = secrets.token_hex(8)
-    log.exception("error %s in %s, request %s", error_id, call.method, call.request_id)
+    with logged_about(error_id=error_id):
+        log.exception("error %s in %s, request %s", error_id, call.method, call.request_id)
     message = f"a defect of the service; its log has the details under {error_id}"
     return Refused(Reason.INTERNAL, message, metadata={"error_id": error_id})
 

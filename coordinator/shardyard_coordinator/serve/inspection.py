@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.launch.protocols import Compute, ComputeFailed, ComputeUnavailable, InputFailed
+from shardyard_coordinator.log_context import logged_about
 from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.limits import Limits
 
@@ -152,7 +153,8 @@ def _refusal(failed: InputFailed, call: Call, subject: Subject) -> Refused:
 
 def _logged(call: Call, what: str) -> str:
     error_id = secrets.token_hex(8)
-    log.exception("error %s in %s, request %s: %s", error_id, call.method, call.request_id, what)
+    with logged_about(error_id=error_id):
+        log.exception("error %s in %s, request %s: %s", error_id, call.method, call.request_id, what)
     return error_id
 
 

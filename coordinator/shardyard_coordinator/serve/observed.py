@@ -1,4 +1,4 @@
-"""What the guard tells about each call, to whoever counts, logs or traces calls; the null twin ignores it."""
+"""What the guard says about each call to the part that counts, logs and traces calls; the null twin ignores it."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ OUTPUT_ONLY: Final = (
     "end_time",
     "update_time",
     "evaluation",
+    "traceparent",
 )
 
 Found = list[FieldViolation]
