@@ -213,7 +213,7 @@ class Coordinator:
             launcher, compute = self._doors()
             collector = Collector(store, launcher, clock, trace, control)
             loop = SchedulingLoop(store, launcher, collector, clock, trace)
-            app = self._app(store, launcher, compute, loop, door, monitor.spans)
+            app = self._app(store, launcher, compute, loop, door, spans=monitor.spans)
             monitor.open(store, launcher, loop.cluster_slots, control.claim)
             address = f"{settings.listen.rpartition(':')[0]}:{port}"
             await launcher.start()
@@ -281,7 +281,7 @@ class Coordinator:
         )
 
     def _app(
-        self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door, spans: Spans
+        self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door, *, spans: Spans
     ) -> App:
         settings = self._settings
         warnings = _warnings(settings)

@@ -1,4 +1,4 @@
-"""The files in deploy/, and what docs/operating.md types: every command, flag, variable, path, port and version exists."""
+"""The files in deploy/, and what docs/operating.md types: every command, flag, variable, path and version exists."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
-import tomllib
 import typer
 import yaml
 
@@ -83,10 +83,10 @@ def typed() -> Iterator[tuple[str, list[str]]]:
             for command in fence.commands():
                 words = shlex.split(command)
                 for at, word in enumerate(words):
-                    if Path(word).name in ("shardyard", "shardyard:cpu") and words[at + 1 : at + 2] != []:
-                        if words[at + 1] in COMMANDS:
-                            yield f"{page.name}:{fence.line}", words[at + 1 :]
-                            break
+                    after = words[at + 1 :]
+                    if Path(word).name in ("shardyard", "shardyard:cpu") and after and after[0] in COMMANDS:
+                        yield f"{page.name}:{fence.line}", after
+                        break
 
 
 def values(words: list[str]) -> dict[str, str]:
@@ -209,7 +209,10 @@ def test_volumes_ports_and_versions_of_the_manifest_fit_together() -> None:
     }
     assert used == claims.keys()
     assert object_of("RayCluster")["spec"]["rayVersion"] == PINS["ray"]
-    flags, ports = values(coordinator()["args"]), {each["name"]: each["containerPort"] for each in coordinator()["ports"]}
+    flags, ports = (
+        values(coordinator()["args"]),
+        {each["name"]: each["containerPort"] for each in coordinator()["ports"]},
+    )
     assert flags["--listen"].endswith(f":{ports['grpc']}") and flags["--admin-listen"].endswith(f":{ports['admin']}")
     assert flags["--storage-root"].startswith("/storage/")
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):

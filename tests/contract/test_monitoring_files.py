@@ -100,9 +100,7 @@ def test_the_check_finds_what_is_wrong(expression: str) -> None:
 def test_every_metric_is_on_the_dashboard() -> None:
     shown = {name for _, expression in expressions() for name, _ in NAME.findall(expression)}
     missing = [
-        family.name
-        for family in FAMILIES
-        if not {name for name, each in SERIES.items() if each is family} & shown
+        family.name for family in FAMILIES if not {name for name, each in SERIES.items() if each is family} & shown
     ]
     assert missing == []
 

@@ -162,8 +162,6 @@ def watched(folder: Path) -> Iterator[Watched]:
     with collecting() as (collector, endpoint):
         options = ("--admin-listen", admin, "--otlp-endpoint", endpoint, "--log-format", "json", "--log-level", "info")
         faster = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
-        with served(
-            folder / "service", "local", *options, "--data-root", str(place), environment=faster
-        ) as service:
+        with served(folder / "service", "local", *options, "--data-root", str(place), environment=faster) as service:
             job = run_job(service.address, place)
             yield Watched(service, admin, collector, place, job)

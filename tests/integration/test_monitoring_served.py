@@ -194,7 +194,9 @@ def test_spans_end_when_a_call_is_refused_or_its_caller_leaves(service: Watched)
         waiting.result()
         for text in ("", "00-" + "0" * 32 + f"-{CALLER}-01", "99-x", "x" * 4000):
             stub.ListJobs(
-                job_service_pb2.ListJobsRequest(parent="projects/default"), metadata=(("traceparent", text),), timeout=20
+                job_service_pb2.ListJobsRequest(parent="projects/default"),
+                metadata=(("traceparent", text),),
+                timeout=20,
             )
     refused = service.collector.wait_for("shardyard.v1.JobService/ListAttempts")
     assert refused.attributes["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0] and refused.parent == ""

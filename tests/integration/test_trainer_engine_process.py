@@ -74,10 +74,14 @@ def test_two_ranks_train_a_classifier_and_leave_a_model_and_logs(
     assert gang.wait() == [0, 0]
     assert not gang.failures()
     # Six steps may be too few to learn anything, of which a warning says.
-    kinds = [kind for kind in gang.kinds() if kind not in {"phase", "warning"}]
+    kinds = [kind for kind in gang.kinds() if kind not in {"phase", "warning", "metrics"}]
     assert kinds[:2] == ["ready", "resumed"] and kinds[-2:] == ["finished", "exported"]
     assert kinds.index("checkpoint") < kinds.index("canary")
-    assert {event.rank for event in gang.events} == {0}
+    # Of the other rank there is only what its process uses.
+    assert {event.rank for event in gang.events if event.WhichOneof("payload") != "metrics"} == {0}
+    for rank in (0, 1):
+        assert min(gang.series(f"system/rss_bytes/{rank}").values()) > 50e6
+        assert max(gang.series(f"system/cpu_percent/{rank}").values()) > 0
     assert (tmp_path / "model" / "model.safetensors").exists()
     logs = {path.name for path in (tmp_path / "e000001" / "logs").iterdir()}
     assert logs == {f"rank-{rank}.{name}.log" for rank in (0, 1) for name in ("stdout", "stderr")}

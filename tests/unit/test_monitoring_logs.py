@@ -37,7 +37,9 @@ def written(request: pytest.FixtureRequest) -> Iterator[tuple[logging.Logger, io
     log.propagate = True
 
 
-def formatted(formatter: logging.Formatter, message: str, *values: object, name: str = OURS, error: bool = False) -> str:
+def formatted(
+    formatter: logging.Formatter, message: str, *values: object, name: str = OURS, error: bool = False
+) -> str:
     record = logging.LogRecord(name, logging.WARNING, "file.py", 1, message, values, sys.exc_info() if error else None)
     return formatter.format(record)
 
@@ -64,7 +66,9 @@ def test_a_traceback_in_text_is_indented_so_that_none_of_its_lines_passes_for_on
 def test_tokens_are_removed_by_their_shape(token: str) -> None:
     for text in (token, f"Bearer {token}", f"https://me:{token}@host/x", f"password={token}&x=1", f"a {token}, b"):
         assert token not in redacted(text), text
-    assert redacted("a plain sentence about task_names and sk learn") == "a plain sentence about task_names and sk learn"
+    assert (
+        redacted("a plain sentence about task_names and sk learn") == "a plain sentence about task_names and sk learn"
+    )
 
 
 def test_private_keys_are_removed_whole_even_if_their_end_is_cut_off() -> None:
@@ -74,7 +78,9 @@ def test_private_keys_are_removed_whole_even_if_their_end_is_cut_off() -> None:
 
 def test_a_json_line_has_what_it_is_about_and_no_text_that_could_be_a_users() -> None:
     with logged_about(request_id="r-1", job_uid="f" * 32, attempt=2):
-        line = json.loads(formatted(JsonLines(), "attempt %s of %s: %s", 2, "my private job", OSError(28, "x", "/secret")))
+        line = json.loads(
+            formatted(JsonLines(), "attempt %s of %s: %s", 2, "my private job", OSError(28, "x", "/secret"))
+        )
     assert (line["request_id"], line["job_uid"], line["attempt"]) == ("r-1", "f" * 32, 2)
     assert line["event"] == "attempt %s of %s: %s" and line["numbers"] == [2]
     assert line["exception"] == {"type": "OSError", "stack": [], "errno": "ENOSPC"}

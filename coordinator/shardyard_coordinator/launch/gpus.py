@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,10 +84,10 @@ def _facts(nvml: Any, device: str) -> GpuFacts:
 
 @dataclass(frozen=True)
 class GpuUse:
-    """One GPU of this machine now: its number, how busy it is (0 to 1), and its memory."""
+    """One GPU of this machine now: its number, how busy it is (0 to 1; None: not reported), and its memory."""
 
     gpu: str
-    busy_share: float
+    busy_share: float | None
     used_bytes: int
     memory_bytes: int
 
@@ -111,5 +112,7 @@ def _use(nvml: Any, number: int) -> GpuUse:
     """Raises: NVMLError."""
     handle = nvml.nvmlDeviceGetHandleByIndex(number)
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    busy = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
-    return GpuUse(str(number), busy / 100, int(memory.used), int(memory.total))
+    busy_share = None
+    with contextlib.suppress(nvml.NVMLError):  # A GPU that is split into MIG slices has none.
+        busy_share = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+    return GpuUse(str(number), busy_share, int(memory.used), int(memory.total))

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from shardyard_coordinator.log_context import about
 from shardyard_coordinator.redaction import one_line, redacted
@@ -45,9 +45,9 @@ class TextLines(logging.Formatter):
         fields = " ".join(f"{name}={one_line(str(value))}" for name, value in about().items())
         return super().formatMessage(record) + (f" ({fields})" if fields else "")
 
-    def formatException(self, ei: object) -> str:
+    def formatException(self, ei: Any) -> str:
         """The traceback, each of its lines indented, so that none looks like a line of the log."""
-        text = redacted(super().formatException(ei))  # type: ignore[arg-type]
+        text = redacted(super().formatException(ei))
         return "\n".join(f"  {one_line(line)}" for line in text.splitlines())
 
 

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.domain.reasons import Reason
+from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.protocols import ClusterView, Launcher
 from shardyard_coordinator.monitoring import families
 from shardyard_coordinator.monitoring.admin import AdminServer
@@ -50,9 +52,9 @@ class Monitor:
         self._job_spans: JobSpans | None = None
         self._tracing: Tracing | None = None
         if settings.otlp_endpoint:
-            from shardyard_coordinator.monitoring.tracing import Tracing  # Another package, of the extra `tracing`.
+            from shardyard_coordinator.monitoring import tracing  # It needs packages of the extra `tracing`.
 
-            self._tracing = Tracing(settings.otlp_endpoint, VERSION)
+            self._tracing = tracing.Tracing(settings.otlp_endpoint, VERSION)
         self.spans: Spans = self._tracing or NullSpans()
         self.observer: Observer = NullObserver()
         if self._metrics is not None or self._tracing is not None or self._logs_calls:
@@ -67,6 +69,10 @@ class Monitor:
         host, _, port = self._settings.admin_listen.rpartition(":")
         self.address = f"{host}:{await self._admin.start(self._settings.admin_host, int(port))}"
         self._ticking = asyncio.create_task(self._tick(self._metrics))
+        self._metrics.begin(families.REFUSALS, Reason.INTERNAL.value)
+        for state in JobState:
+            if state.is_terminal:
+                self._metrics.begin(families.JOBS_ENDED, state.value)
 
     def open(
         self,
@@ -79,9 +85,9 @@ class Monitor:
         if self._metrics is not None or self._logs_calls:
             self._unsubscribe = store.subscribe(Lives(self._metrics).hear)
         if self._tracing is not None:
-            from shardyard_coordinator.monitoring.job_spans import JobSpans  # As above.
+            from shardyard_coordinator.monitoring import job_spans  # As above.
 
-            self._job_spans = JobSpans(store, self._tracing)
+            self._job_spans = job_spans.JobSpans(store, self._tracing)
         if self._metrics is not None:
             settings = self._settings
             sources = Sources(

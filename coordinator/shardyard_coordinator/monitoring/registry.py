@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from shardyard_coordinator.monitoring.families import OBSERVED, SAMPLED, Family, Kind
 
@@ -26,6 +27,10 @@ class Metrics:
         self._children: dict[tuple[Family, tuple[str, ...]], Counter | Gauge | Histogram] = {}
         self._registry.register(_Sampled(sampled))
         ProcessCollector(registry=self._registry)
+
+    def begin(self, family: Family, *labels: str) -> None:
+        """Makes a series of a counter, with 0: from a series that begins with 1, the first increase cannot be seen."""
+        self._child(family, labels)
 
     def add(self, family: Family, amount: float, *labels: str) -> None:
         """Adds to a counter or a gauge."""
@@ -61,13 +66,13 @@ class Metrics:
         return kind(family.name, family.meaning, family.labels, registry=self._registry)
 
 
-class _Sampled:
+class _Sampled(Collector):
     """Hands what was looked up to the registry."""
 
     def __init__(self, sampled: Callable[[], Samples]) -> None:
         self._sampled = sampled
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterable[Metric]:
         """The families that have samples now; a family without any is left out, as Prometheus expects."""
         samples = self._sampled()
         for family in SAMPLED:

@@ -155,7 +155,7 @@ def _of_disk_and_gpus(database: Path, state_dir: Path) -> _Seen:
 
 def _of_gpus(gpus: list[GpuUse]) -> _Seen:
     return {
-        families.GPU_BUSY: [((each.gpu,), each.busy_share) for each in gpus],
+        families.GPU_BUSY: [((each.gpu,), each.busy_share) for each in gpus if each.busy_share is not None],
         families.GPU_MEMORY: [((each.gpu,), float(each.used_bytes)) for each in gpus],
         families.GPU_MEMORY_TOTAL: [((each.gpu,), float(each.memory_bytes)) for each in gpus],
     }
