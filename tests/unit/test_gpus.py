@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.fake_nvml import FakeGpu, fake_nvml
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.launch.gpus import usable_gpus
+from shardyard_coordinator.launch.gpus import GpuUse, gpu_use, usable_gpus
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.serve.plans import check_fits
 
@@ -34,6 +36,14 @@ def test_a_number_given_counts_and_a_torch_without_cuda_finds_none(devices: Path
 def test_only_devices_that_this_process_may_see_are_given_out(devices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 3")
     assert usable_gpus(1, devices) == ["5"]
+
+
+def test_the_use_of_gpus_is_the_drivers_and_a_split_one_has_no_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = FakeGpu("GPU-a", 50, 1024), FakeGpu("GPU-b", 0, 2048, is_split=True)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(*gpus))
+    assert gpu_use() == [GpuUse("0", 0.5, 1024, 80 * 1024**3), GpuUse("1", None, 2048, 80 * 1024**3)]
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(has_driver=False))
+    assert gpu_use() == []
 
 
 def view(*nodes: Node) -> ClusterView:

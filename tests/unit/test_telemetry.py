@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Mapping
 
+import pytest
 import torch
 
+from helpers.fake_nvml import FakeGpu, fake_nvml
 from shardyard_trainer.training.telemetry import MAX_RANKS, Usage, telemetry
 
 CPU = torch.device("cpu")
@@ -21,6 +24,17 @@ def test_a_sample_is_cheap_and_says_what_the_process_uses() -> None:
     cost_s = (time.thread_time() - begun_s) / 200
     assert cost_s < 0.002  # Measured: 30 µs; a sample every 10 s is nothing even at this bound.
     assert values.keys() == {"cpu_percent", "rss_bytes"} and 10e6 < values["rss_bytes"] < 1e12
+
+
+def test_a_gpus_values_are_those_that_its_driver_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, split = FakeGpu("GPU-a", 97, 5 * 1024**3), FakeGpu("GPU-b", 0, 1024, is_split=True)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(whole, split))
+    seen = Usage("GPU-a").sample()
+    assert (seen["gpu_utilization_percent"], seen["gpu_memory_bytes"]) == (97, 5 * 1024**3)
+    assert seen["gpu_power_watts"] == 250
+    assert Usage("GPU-b").sample().keys() >= {"rss_bytes", "gpu_memory_bytes", "gpu_power_watts"}
+    assert "gpu_utilization_percent" not in Usage("GPU-b").sample()
+    assert Usage("GPU-c").sample().keys() == Usage("").sample().keys() == {"cpu_percent", "rss_bytes"}
 
 
 def test_cpu_percent_is_that_of_the_time_since_the_last_sample() -> None:

@@ -28,7 +28,7 @@ from shardyard_coordinator.store.store import Store
 _log = logging.getLogger(__name__)
 KEEP_S = 5.0
 WAIT_S = 3.0
-_REST = 20
+REST = 20.0
 """A look takes at most a twentieth of the time: the census of a large store is taken less often."""
 
 
@@ -48,7 +48,12 @@ class Sources:
 class Sampler:
     """Looks the numbers up. `samples` are those of the last look, and what can be read at once."""
 
-    def __init__(self, version: str, is_serving: Callable[[], bool]) -> None:
+    def __init__(
+        self, version: str, is_serving: Callable[[], bool], *, keep_s: float = KEEP_S, wait_s: float = WAIT_S, rest: float = REST
+    ) -> None:
+        self._keep_s = keep_s
+        self._rest = rest
+        self._wait_s = wait_s
         self._version = version
         self._is_serving = is_serving
         self._sources: Sources | None = None
@@ -73,7 +78,7 @@ class Sampler:
         if self._looking is None and self._sources is not None and time.monotonic() >= self._next_s:
             self._looking = asyncio.create_task(self._look(self._sources))
         if self._looking is not None:
-            await asyncio.wait({self._looking}, timeout=WAIT_S)
+            await asyncio.wait({self._looking}, timeout=self._wait_s)
 
     def samples(self) -> Samples:
         """The numbers of the last look, with their age."""
@@ -101,7 +106,7 @@ class Sampler:
             _log.warning("the numbers for monitoring could not be looked up: %s", error)
         finally:
             self._looking = None
-            self._next_s = time.monotonic() + max(KEEP_S, _REST * (time.monotonic() - begun_s))
+            self._next_s = time.monotonic() + max(self._keep_s, self._rest * (time.monotonic() - begun_s))
 
 
 def _one(value: float) -> list[tuple[tuple[str, ...], float]]:
