@@ -41,6 +41,7 @@ from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.app import App, Info, Sending, make_door
 from shardyard_coordinator.serve.door import Door
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.observed import NullSpans
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.protection import Authentication
 from shardyard_coordinator.serve.tokens import Tokens
@@ -197,6 +198,7 @@ async def serving_store(
     door: tuple[Door, int] | None = None,
     access: Access | None = None,
     tls: tuple[grpc.ServerCredentials, grpc.ChannelCredentials] | None = None,
+    spans: Any = None,
 ) -> AsyncIterator[Service]:
     """A service over a store that is open, with its storage under `folder`; behind a door with its port, if given."""
     launcher, compute = launcher or ScriptedLauncher(), compute or ScriptedCompute(ANSWERS)
@@ -213,6 +215,7 @@ async def serving_store(
         projects=frozenset({"default", "other"}),
         data_roots=data_roots,
         webhook_allow=webhook_allow,
+        spans=spans or NullSpans(),
     )
     if door is None:
         made = make_door(parts.limits, access or Access(Authentication(), clock))

@@ -1,12 +1,13 @@
-"""A service whose metrics, log lines and traces are looked at, after one small job has run on it."""
+"""A service whose metrics, log lines and traces are looked at: real parts over a scripted launcher, after one whole job."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import http.client
+import io
 import json
-import time
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,16 +17,22 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-import shardyard
-from helpers.served import Served, free_port, served
-from helpers.workplace import fill
-from shardyard._requests import JobOptions, make_draft
-from shardyard.v1 import job_service_pb2, job_service_pb2_grpc
+from helpers.core import Core, running_core
+from helpers.scripted_launcher import ScriptedLauncher, whole_run
+from helpers.service import Service, create, serving_store
+from shardyard_coordinator.domain.records import JobRecord
+from shardyard_coordinator.domain.states import JobState
+from shardyard_coordinator.launch.claim import claim_of
+from shardyard_coordinator.monitoring.logs import JsonLines
+from shardyard_coordinator.monitoring.monitor import Monitor
+from shardyard_coordinator.serve.app import make_door
+from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.settings import Settings
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
 PRIVATE = "zanzibar"
-"""A word of the user's: in a file's name, in the data, in a label and in the display name."""
+"""A word of the user's: the job's id, and in its label, its display name and its data."""
 
 TOKEN = "hf_" + "Q7" * 12
 
@@ -52,33 +59,32 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[mi
 
     def Export(self, request: Any, _context: Any) -> Any:
         """Takes a batch."""
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                for each in scope.spans:
-                    values = {one.key: one.value.string_value or one.value.int_value for one in each.attributes}
-                    self.spans.append(
-                        Span(
-                            each.name,
-                            each.trace_id.hex(),
-                            each.span_id.hex(),
-                            each.parent_span_id.hex(),
-                            each.start_time_unix_nano,
-                            each.end_time_unix_nano,
-                            each.status.code == 2,
-                            values,
-                        )
-                    )
+        found = [each for one in request.resource_spans for scope in one.scope_spans for each in scope.spans]
+        self.spans += [
+            Span(
+                each.name,
+                each.trace_id.hex(),
+                each.span_id.hex(),
+                each.parent_span_id.hex(),
+                each.start_time_unix_nano,
+                each.end_time_unix_nano,
+                each.status.code == 2,
+                {one.key: one.value.string_value or one.value.int_value for one in each.attributes},
+            )
+            for each in found
+        ]
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def named(self, name: str) -> list[Span]:
         """The spans of a name."""
         return [span for span in self.spans if span.name == name]
 
-    def wait_for(self, name: str, *, seconds: float = 30.0) -> Span:
-        """The first span of that name."""
-        until = time.monotonic() + seconds
-        while not self.named(name) and time.monotonic() < until:
-            time.sleep(0.1)
+    async def wait_for(self, name: str) -> Span:
+        """The first span of that name, which arrives with a batch."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(60):
+                while not self.named(name):
+                    await asyncio.sleep(0.05)
         found = self.named(name)
         assert found, f"no span {name}; there are {sorted({span.name for span in self.spans})}"
         return found[0]
@@ -98,26 +104,53 @@ def collecting() -> Iterator[tuple[Collector, str]]:
         server.stop(0).wait()
 
 
+@contextlib.contextmanager
+def logging_json() -> Iterator[io.StringIO]:
+    """What the service logs as JSON, at the level `info`."""
+    stream, log = io.StringIO(), logging.getLogger("shardyard_coordinator")
+    handler, before = logging.StreamHandler(stream), log.level
+    handler.setFormatter(JsonLines())
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield stream
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
 @dataclass
 class Watched:
     """The service, its job, and where its numbers are."""
 
-    service: Served
-    admin: str
+    service: Service
+    core: Core
+    monitor: Monitor
     collector: Collector
+    stream: io.StringIO
     folder: Path
-    job: shardyard.types.JobInfo
+    job: JobRecord
 
-    def get(self, path: str, method: str = "GET") -> tuple[int, str]:
+    async def raw(self, request: bytes) -> bytes:
+        """What the admin port answers to these bytes; empty if it closes without a word."""
+        host, _, port = self.monitor.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            writer.write(request)
+            await writer.drain()
+            answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def get(self, path: str, method: str = "GET") -> tuple[int, str]:
         """Status and body of a path of the admin port."""
-        connection = http.client.HTTPConnection(self.admin, timeout=30)
-        connection.request(method, path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        head, _, body = (await self.raw(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())).partition(b"\r\n\r\n")
+        return int(head.split()[1]), body.decode()
 
-    def samples(self) -> dict[tuple[str, tuple[str, ...]], float]:
+    async def samples(self) -> dict[tuple[str, tuple[str, ...]], float]:
         """(name, label values) → value, now."""
-        status, text = self.get("/metrics")
+        status, text = await self.get("/metrics")
         assert status == 200
         return {
             (sample.name, tuple(sample.labels.values())): sample.value
@@ -126,42 +159,43 @@ class Watched:
         }
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of the service's log, apart from what it prints for people."""
-        text = (self.service.folder / "serve.log").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        """The lines of the log."""
+        return [json.loads(line) for line in self.stream.getvalue().splitlines()]
 
 
-def run_job(address: str, folder: Path) -> shardyard.types.JobInfo:
-    """Runs a classification on the folder's files, as part of a caller's trace; returns how it ended."""
-    data = folder / f"{PRIVATE}.csv"
-    rows = (folder / "reviews.csv").read_text(encoding="utf-8").replace("good", PRIVATE)
-    data.write_text(rows, encoding="utf-8")
-    spec = shardyard.JobSpec(
-        shardyard.TextClassification(max_length=32),
-        model=f"server:{folder / 'bert'}",
-        train_data=f"server:{data}",
-        optimization=shardyard.Optimization(max_steps=6, learning_rate=1e-3, global_batch_size=8),
-    )
-    draft = make_draft(spec, {}, JobOptions("watched", f"{PRIVATE} {TOKEN}"), project="default")
-    request = job_service_pb2.CreateJobRequest(parent="projects/default", job_id="watched", job=draft.job)
-    request.job.labels["who"] = PRIVATE
-    with grpc.insecure_channel(address) as channel:
-        stub = job_service_pb2_grpc.JobServiceStub(channel)
-        stub.CreateJob(request, metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),), timeout=120)
-    with shardyard.Client(address) as client:
-        return client.job("watched").wait(timeout=300)
-
-
-@contextlib.contextmanager
-def watched(folder: Path) -> Iterator[Watched]:
-    """A service with everything of monitoring on, and one job that has ended."""
-    place = folder / "files"
-    place.mkdir()
-    fill(place)
-    admin = f"127.0.0.1:{free_port()}"
-    with collecting() as (collector, endpoint):
-        options = ("--admin-listen", admin, "--otlp-endpoint", endpoint, "--log-format", "json", "--log-level", "info")
-        faster = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
-        with served(folder / "service", "local", *options, "--data-root", str(place), environment=faster) as service:
-            job = run_job(service.address, place)
-            yield Watched(service, admin, collector, place, job)
+@contextlib.asynccontextmanager
+async def watched(folder: Path, **settings: str) -> AsyncIterator[Watched]:
+    """A service with everything of monitoring on, and one job that has succeeded, as part of a caller's trace."""
+    launcher = ScriptedLauncher(script=whole_run)
+    with collecting() as (collector, endpoint), logging_json() as stream:
+        async with contextlib.AsyncExitStack() as stack:
+            core = await stack.enter_async_context(running_core(folder, launcher))
+            made = {"admin_listen": "127.0.0.1:0", "otlp_endpoint": endpoint, **settings}
+            monitor = Monitor(Settings(state_dir=folder, **made), core.clock)  # type: ignore[arg-type]
+            stack.push_async_callback(monitor.close)
+            limits = Limits()
+            door = make_door(limits, monitor.observer)
+            await monitor.start(door.health)
+            port = await door.start("127.0.0.1:0")
+            monitor.open(
+                core.store, launcher, core.loop.cluster_slots, claim_of(folder / "storage", core.store.store_id)
+            )
+            serving = serving_store(
+                core.store,
+                folder,
+                clock=core.clock,
+                launcher=launcher,
+                limits=limits,
+                data_roots=(str(folder),),
+                door=(door, port),
+                spans=monitor.spans,
+            )
+            service = await stack.enter_async_context(serving)
+            data = folder / f"{PRIVATE}.txt"
+            data.write_text(f"{PRIVATE}\n", encoding="utf-8")
+            request = create(PRIVATE)
+            request.job.spec.train_data.uri = str(data)
+            request.job.labels["who"] = request.job.display_name = f"{PRIVATE} {TOKEN}"
+            job = await service.jobs.CreateJob(request, metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),))
+            ended = await core.until(job.uid, JobState.SUCCEEDED, timeout_s=120)
+            yield Watched(service, core, monitor, collector, stream, folder, ended)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1.health import HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from helpers.command import COMMAND, shardyard
 from helpers.script import Script
@@ -27,6 +32,25 @@ def test_doctor_looks_at_machine_and_service(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert "connected" in done.stdout
     assert {finding["subject"] for finding in findings} >= {"Python", "CPU", "loopback", "service", "cluster"}
+
+
+def test_health_is_what_the_service_says_of_itself() -> None:
+    own = HealthServicer()
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_HealthServicer_to_server(own, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        own.set("", HealthCheckResponse.NOT_SERVING)
+        starting = shardyard(address, "health")
+        own.set("", HealthCheckResponse.SERVING)
+        served = shardyard(address, "health", "--json")
+    finally:
+        server.stop(0).wait()
+    assert starting.returncode == 1 and starting.stdout.startswith("not serving")
+    assert served.returncode == 0 and json.loads(served.stdout) == {"serving": True}
+    gone = shardyard(address, "health", "--timeout", "2")
+    assert (gone.returncode, gone.stdout) == (1, "") and "shardyard serve" in gone.stderr
 
 
 def test_stop_without_a_service_says_so(tmp_path: Path) -> None:

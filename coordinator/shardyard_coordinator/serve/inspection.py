@@ -105,7 +105,7 @@ class Questions:
         try:
             return await ask()
         except ComputeUnavailable as error:
-            log.warning("%s, request %s: %s", call.method, call.request_id, error)
+            log.warning("no worker has answered %s, request %s: %s", call.method, call.request_id, error)
             raise not_in_time() from None
         except ComputeFailed:
             error_id = _logged(call, "the system failed")
