@@ -1,4 +1,4 @@
-"""A service whose metrics, log lines and traces are looked at: real parts over a scripted launcher, after one whole job."""
+"""A service whose metrics, log lines and traces are looked at: real parts over a scripted launcher, one whole job."""
 
 from __future__ import annotations
 
@@ -144,18 +144,18 @@ class Watched:
         return answer
 
     async def get(self, path: str, method: str = "GET") -> tuple[int, str]:
-        """Status and body of a path of the admin port."""
+        """Status and body of a path of the admin port; status 0 if it closes without a word."""
         head, _, body = (await self.raw(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())).partition(b"\r\n\r\n")
-        return int(head.split()[1]), body.decode()
+        return int(head.split()[1]) if head else 0, body.decode()
 
     async def samples(self) -> dict[tuple[str, tuple[str, ...]], float]:
-        """(name, label values) → value, now."""
+        """(name, label values) → value, now; a code comes last."""
         status, text = await self.get("/metrics")
         assert status == 200
+        found = [each for family in text_string_to_metric_families(text) for each in family.samples]
         return {
-            (sample.name, tuple(sample.labels.values())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
+            (each.name, tuple(each.labels[label] for label in sorted(each.labels, key="code".__eq__))): each.value
+            for each in found
         }
 
     def log(self) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ _log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 32
 MAX_REQUEST_BYTES = 8192
 PATIENCE_S = 5.0
+# A connection that is closed before its request was read is reset, and its peer never sees why.
+_REFUSAL_S = 0.2
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TEXT_TYPE = "text/plain; charset=utf-8"
 _WORDS = {
@@ -56,9 +58,10 @@ class AdminServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1
         try:
-            async with asyncio.timeout(PATIENCE_S):
-                head = b"" if self._open > MAX_CONNECTIONS else await _head(reader)
-            method, status, kind, body = await self._answer(head, is_full=self._open > MAX_CONNECTIONS)
+            is_full = self._open > MAX_CONNECTIONS
+            async with asyncio.timeout(_REFUSAL_S if is_full else PATIENCE_S):
+                head = await _head(reader)
+            method, status, kind, body = await self._answer(head, is_full=is_full)
             lines = (
                 f"HTTP/1.1 {status} {_WORDS[status]}",
                 f"Content-Type: {kind}",
