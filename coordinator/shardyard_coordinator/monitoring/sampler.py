@@ -49,7 +49,13 @@ class Sampler:
     """Looks the numbers up. `samples` are those of the last look, and what can be read at once."""
 
     def __init__(
-        self, version: str, is_serving: Callable[[], bool], *, keep_s: float = KEEP_S, wait_s: float = WAIT_S, rest: float = REST
+        self,
+        version: str,
+        is_serving: Callable[[], bool],
+        *,
+        keep_s: float = KEEP_S,
+        wait_s: float = WAIT_S,
+        rest: float = REST,
     ) -> None:
         self._keep_s = keep_s
         self._rest = rest
