@@ -86,7 +86,11 @@ class CallObserver:
             if reason:
                 metrics.add(families.REFUSALS, 1, reason)
         if _log.isEnabledFor(logging.INFO):
-            duration_ms = round(duration_s * 1000, 1)
-            fields = {"principal": outcome.principal, "code": code, "reason": reason, "duration_ms": duration_ms}
+            fields: dict[str, str | float] = {
+                "principal": outcome.principal,
+                "code": code,
+                "reason": reason,
+                "duration_ms": round(duration_s * 1000, 1),
+            }
             with logged_about(**{name: value for name, value in fields.items() if value}):
                 _log.info("call ended")

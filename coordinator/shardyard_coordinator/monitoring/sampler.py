@@ -152,7 +152,7 @@ def _of_storage(storage: server_service_pb2.StorageInfo) -> _Seen:
 
 def _of_disk_and_gpus(database: Path, state_dir: Path) -> _Seen:
     found = os.statvfs(state_dir)
-    sizes = []
+    sizes: list[tuple[tuple[str, ...], float]] = []
     for name, path in (("database", database), ("log", database.with_name(f"{database.name}-wal"))):
         with suppress(FileNotFoundError):
             # Asked for without opening them: to close a file of SQLite's would drop its locks.
