@@ -25,8 +25,10 @@ from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.claim import claim_of
 from shardyard_coordinator.monitoring.logs import JsonLines
 from shardyard_coordinator.monitoring.monitor import Monitor
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.app import make_door
 from shardyard_coordinator.serve.limits import Limits
+from shardyard_coordinator.serve.protection import Authentication
 from shardyard_coordinator.settings import Settings
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -174,7 +176,7 @@ async def watched(folder: Path, **settings: str) -> AsyncIterator[Watched]:
             monitor = Monitor(Settings(state_dir=folder, **made), core.clock)  # type: ignore[arg-type]
             stack.push_async_callback(monitor.close)
             limits = Limits()
-            door = make_door(limits, monitor.observer)
+            door = make_door(limits, Access(Authentication(), core.clock), monitor.observer)
             await monitor.start(door.health)
             port = await door.start("127.0.0.1:0")
             monitor.open(

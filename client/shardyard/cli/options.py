@@ -134,6 +134,14 @@ def open_client(address: str | None, project: str) -> Client:
     return Client(address, project=project, ca=asked.ca, profile=asked.profile)
 
 
+def open_probe(address: str | None, timeout: float) -> Client:
+    """A client that asks once and waits no longer than `timeout` seconds."""
+    from shardyard._sync.client import Client  # Imported here: gRPC takes longer to import than --help may take.
+
+    asked = _ASKED.get()
+    return Client(address, ca=asked.ca, profile=asked.profile, timeout=timeout, reconnect_for=0.0)
+
+
 def command_line(verb: str, name: str, *arguments: str, address: str | None) -> str:
     """A command about the resource of that full name, as it is to be typed in this shell.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shardyard.cli.options import Address, Json, Project, a_path, open_client
+from shardyard.cli.options import Address, Json, Project, a_path, open_client, open_probe
 
 StateDir = Annotated[
     Path | None,
@@ -216,10 +216,9 @@ def health(
     json: Json = False,
 ) -> None:
     """Ask whether the service serves calls; exit code 1 if not. For probes of containers."""
-    from shardyard._sync.client import Client  # Imported here: gRPC takes longer to import than --help may take.
     from shardyard.cli.output import print_json
 
-    with Client(address, timeout=timeout, reconnect_for=0.0) as client:
+    with open_probe(address, timeout) as client:
         serves = client.is_serving()
     if json:
         print_json({"serving": serves})

@@ -39,6 +39,14 @@ class TextLines(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The line and the traceback; one that another handler has formatted is of no use, for it may have secrets."""
+        before, record.exc_text = record.exc_text, None
+        try:
+            return super().format(record)
+        finally:
+            record.exc_text = before
+
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line, without the traceback."""
         record.message = one_line(redacted(record.message))

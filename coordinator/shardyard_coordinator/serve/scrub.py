@@ -65,16 +65,3 @@ def redact(text: str) -> str:
     and passwords in URLs.
     """
     return _SECRETS.sub("(redacted)", text)
-
-
-class _Redacting(logging.Formatter):
-    """Formats records, with their tracebacks, without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
-
-
-def redact_logs(format: str) -> None:
-    """Lets every handler of the process's log write in this format, and no secrets."""
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_Redacting(format))
