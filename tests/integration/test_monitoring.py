@@ -90,7 +90,9 @@ async def test_the_admin_port_takes_no_commands_and_survives_what_is_sent_to_it(
     host, _, port = service.monitor.address.rpartition(":")
     # They send nothing, and keep their connections.
     held = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS)]
-    assert (await service.get("/healthz"))[0] in (0, 503)
+    status, first = (await service.get("/healthz"))[0], held[0][0]
+    # On a slow machine their five seconds may be over already: then they were closed.
+    assert status in (0, 503) or first.at_eof() or first.exception() is not None
     job = await service.service.jobs.GetJob(job_service_pb2.GetJobRequest(name=service.job.name))
     assert job.uid == service.job.uid
     for _, writer in held:
