@@ -1,4 +1,4 @@
-"""Generate the Python code of the protos: `python protos/generate.py OUTPUT_FOLDER`.
+"""Generate the Python code of the protos, and their description in OpenAPI: `python protos/generate.py OUTPUT_FOLDER`.
 
 The validation rules stay in the descriptors as bytes, but the generated code must not import `buf.validate`, which no
 package ships: the dependency is dropped from the descriptors before the code is generated.
@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import grpc_tools
+import openapi
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
@@ -26,10 +27,12 @@ def generate(output: Path) -> None:
             *includes, "--include_imports", "--include_source_info", f"--descriptor_set_out={descriptors}", *files
         )
         descriptors.write_bytes(without_validate(descriptors.read_bytes()))
+        described = openapi.describe(descriptors.read_bytes())
         services = [name for name in files if name.endswith("_service.proto")]
         source = f"--descriptor_set_in={descriptors}"
         run_protoc(source, f"--python_out={output}", f"--mypy_out={output}", *files)
         run_protoc(source, f"--grpc_python_out={output}", f"--mypy_grpc_out={output}", *services)
+    (output / "shardyard" / "v1" / "openapi.json").write_text(f"{described}\n", encoding="utf-8")
     for package in {Path(name).parent for name in files}:
         name = str(package).replace("/", ".")
         (output / package / "__init__.py").write_text(

@@ -81,7 +81,10 @@ def generated() -> str | None:
 def different_files(fresh: Path, committed: Path) -> list[str]:
     """The files that are in one folder only, or differ."""
     names = {
-        path.relative_to(root) for root in (fresh, committed) for path in root.rglob("*.py*") if path.suffix != ".pyc"
+        path.relative_to(root)
+        for root in (fresh, committed)
+        for path in root.rglob("*.*")
+        if path.suffix in {".py", ".pyi", ".json"}
     }
     return [
         str((committed / name).relative_to(ROOT))

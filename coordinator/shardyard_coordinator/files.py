@@ -23,6 +23,7 @@ def look_at_files(settings: Settings) -> None:
         "coordinator.json",
         "coordinator.tmp",
         "compute.log",
+        "http.log",
         "ray-agent.log",
         "ray.json",
         "ray.token",

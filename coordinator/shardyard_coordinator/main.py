@@ -43,10 +43,11 @@ from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.observed import Spans
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.tokens import Tokens
-from shardyard_coordinator.settings import LauncherKind, Settings, is_loopback
+from shardyard_coordinator.settings import LauncherKind, Settings, host_of, is_loopback
 from shardyard_coordinator.store import attempts
 from shardyard_coordinator.store.failures import StoreFailure
 from shardyard_coordinator.store.store import Store, lock_store, open_store
+from shardyard_coordinator.web.keeper import Gateway, missing_packages
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 EXIT_IO = 74
 EXIT_CONFIG = 78
+
+_SELF = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
@@ -121,6 +124,7 @@ class _Running:
     address: str
     admin_token: Path | None
     monitor: Monitor
+    http: str
 
 
 class Coordinator:
@@ -222,8 +226,9 @@ class Coordinator:
             await recover(store, collector, trace)
             loop.start()
             app.health.set_serving(True)
+            http = await self._answer_http(address, stack)
             record = settings.state_dir / "coordinator.json"
-            running = _Running(store, launcher, collector, loop, app, address, admin_token, monitor)
+            running = _Running(store, launcher, collector, loop, app, address, admin_token, monitor, http)
             try:
                 await asyncio.to_thread(write_record, record, address, settings)
                 yield running
@@ -242,6 +247,22 @@ class Coordinator:
         with contextlib.suppress(asyncio.CancelledError):
             await opened
         raise _StoppedEarly
+
+    async def _answer_http(self, address: str, stack: contextlib.AsyncExitStack) -> str:
+        """Starts the gateway, if one is wanted, which ends with the stack; its address. Raises: OSError."""
+        wanted = self._settings.http
+        if not wanted:
+            return ""
+        if missing := missing_packages():
+            text = f"--http needs {' and '.join(missing)}; install them with: pip install 'shardyard[http]'"
+            raise OSError(text)
+        host, port = host_of(address), address.rpartition(":")[2]
+        service = f"{_SELF.get(host, host if ':' not in host else f'[{host}]')}:{port}"
+        log = self._settings.state_dir / "http.log"
+        gateway = Gateway(listen=wanted, service=service, log=log, is_local=is_loopback(host_of(wanted)))
+        found = await gateway.start()
+        stack.push_async_callback(gateway.close)
+        return f"{wanted.rpartition(':')[0]}:{found}"
 
     async def _end(self, running: _Running, compute: Compute) -> None:
         """Drains, then disconnects from the cluster, where attempts continue; stops its own Ray if none are running."""
@@ -320,6 +341,9 @@ class Coordinator:
                 warning = "--admin-listen: everyone who reaches the port may read the metrics"
                 print(warning, file=self._errors, flush=True)
             print(f"Metrics are on http://{where}/metrics", file=self._output, flush=True)
+        if running.http:
+            text = f"JSON over HTTP on http://{running.http}; its calls are described at /openapi.json"
+            print(text, file=self._output, flush=True)
 
 
 def _warnings(settings: Settings) -> list[str]:

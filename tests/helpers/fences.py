@@ -24,9 +24,9 @@ class Fence:
 
     @property
     def file(self) -> str:
-        """The name in a first line such as `# review.yaml`; empty: it has none."""
+        """The name in a first line such as `# review.yaml`, or after the language; empty: it has none."""
         found = FILE.match(self.text)
-        return found["name"] if found else ""
+        return found["name"] if found else next((word for word in self.words if word.endswith(".json")), "")
 
     def commands(self) -> list[str]:
         """The lines after `$ `, those that a backslash continues in one."""

@@ -16,22 +16,30 @@ from pathlib import Path
 
 from transformers import BertModel
 
-from helpers.served import served
+from helpers.served import free_port, served, wait_until_it_listens
 from helpers.tiny_folders import WORDS, bert_config, bert_tokenizer
+
+_HTTP = "127.0.0.1:7401"
+_SERVER_FOLDER = "/srv/data"
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """The folder, the service's address, and the environment that leads the command line to it."""
+    """The folder, the service's addresses, and the environment that leads the command line to it."""
 
     folder: Path
     address: str
+    http: str
     environment: dict[str, str]
+
+    def here(self, text: str) -> str:
+        """A text of a page, for this place: pages have the usual address for HTTP, and a folder of a server."""
+        return text.replace(_HTTP, self.http).replace(_SERVER_FOLDER, str(self.folder))
 
     def run(self, command: str, *, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run a line as a reader would type it."""
         return subprocess.run(
-            ["bash", "-ec", command],
+            ["bash", "-ec", self.here(command)],
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
@@ -60,5 +68,9 @@ def workplace(folder: Path) -> Iterator[Workplace]:
     home = folder / "here"
     home.mkdir()
     fill(home)
-    with served(folder / "service", "local", "--webhook-allow", "127.0.0.1") as service:
-        yield Workplace(home, service.address, service.environment)
+    http = f"127.0.0.1:{free_port()}"
+    options = ("--http", http, "--data-root", str(home), "--webhook-allow", "127.0.0.1")
+    with served(folder / "service", "local", *options) as service:
+        assert service.process is not None
+        wait_until_it_listens(http, service.process, service.folder / "serve.log")
+        yield Workplace(home, service.address, http, service.environment)

@@ -44,7 +44,7 @@ def is_run(fence: Fence) -> bool:
 def run_fence(fence: Fence, place: Workplace, namespace: dict[str, object]) -> str | None:
     """What went wrong; None when nothing did."""
     if fence.file:
-        (place.folder / fence.file).write_text(fence.text, encoding="utf-8")
+        (place.folder / fence.file).write_text(place.here(fence.text), encoding="utf-8")
     elif fence.language == "python":
         exec(compile("\n" * fence.line + fence.text, str(ROOT / fence.page), "exec"), namespace)
     for command in fence.commands() if fence.language == "console" else ():

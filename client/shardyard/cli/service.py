@@ -81,6 +81,7 @@ def serve(
         float | None, typer.Option("--slot-hour-price", min=0, help="What plans say that an hour of a slot costs.")
     ] = None,
     currency: Annotated[str | None, typer.Option("--currency", help="Its currency, such as EUR.")] = None,
+    http: Annotated[str | None, typer.Option("--http", help="Also answer JSON over HTTP on this HOST:PORT.")] = None,
     webhook_allow: Annotated[
         list[str] | None,
         typer.Option(
@@ -147,6 +148,7 @@ def serve(
         "gpus": gpus,
         "slot_hour_price": slot_hour_price,
         "currency": currency,
+        "http": http,
         "webhook_allow": tuple(webhook_allow) if webhook_allow else None,
         "tls_cert": tls_cert,
         "tls_key": tls_key,

@@ -1,0 +1,275 @@
+"""JSON over HTTP reaches every call of a real service, with its rules and errors, and holds up nobody."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import google_crc32c
+import psutil
+import pytest
+from transformers import BertModel
+
+from helpers.repository import ROOT
+from helpers.served import BIN, Served, free_port, served
+from helpers.tiny_folders import bert_config, bert_tokenizer
+from shardyard_coordinator.web.calls import services
+
+JSON = {"content-type": "application/json"}
+
+
+class Answer(NamedTuple):
+    """What HTTP gave back."""
+
+    status: int
+    body: Any
+
+    @property
+    def reason(self) -> str:
+        """The service's own reason."""
+        (found,) = [each["debug"]["reason"] for each in self.body["details"] if each["type"] == "google.rpc.ErrorInfo"]
+        return str(found)
+
+
+class Web:
+    """The gateway of a service."""
+
+    def __init__(self, service: Served, address: str) -> None:
+        self.service = service
+        self.address = address
+
+    def ask(
+        self, path: str, body: object = None, *, headers: dict[str, str] | None = None, method: str = "POST"
+    ) -> Answer:
+        """One request, as any HTTP client sends it."""
+        data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
+        url = f"http://{self.address}{path}"
+        request = urllib.request.Request(url, data if method == "POST" else None, headers or JSON, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return Answer(answer.status, json.loads(answer.read()))
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, json.loads(error.read()))
+
+    def call(self, method: str, body: object = None) -> Any:
+        """The answer to a method that succeeds."""
+        answer = self.ask(f"/shardyard.v1.{method}", body)
+        assert answer.status == 200, answer
+        return answer.body
+
+    def stream(self, method: str, *messages: object) -> list[Any]:
+        """The messages of a stream, by Connect's own client."""
+        command = [BIN / "buf", "curl", "--protocol", "connect", "--schema", ROOT / "protos", "-d", "@-"]
+        done = subprocess.run(
+            [*command, f"http://{self.address}/shardyard.v1.{method}"],
+            input="\n".join(map(json.dumps, messages)),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
+        while text:
+            value, end = decoder.raw_decode(text)
+            found.append(value)
+            text = text[end:].lstrip()
+        return found
+
+    def process(self) -> psutil.Process:
+        """Its process."""
+        assert self.service.process is not None
+        children = psutil.Process(self.service.process.pid).children()
+        return next(each for each in children if "shardyard_coordinator.web.gateway" in each.cmdline())
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    folder = tmp_path_factory.mktemp("http")
+    (folder / "data").mkdir()
+    BertModel(bert_config()).save_pretrained(folder / "data" / "bert")
+    bert_tokenizer().save_pretrained(folder / "data" / "bert")
+    with (folder / "data" / "train.csv").open("w", newline="") as file:
+        rows = [("good nice", "yes"), ("bad poor", "no")] * 20
+        csv.writer(file).writerows([("text", "label"), *rows])
+    options = ("--http", "127.0.0.1:0", "--data-root", str(folder / "data"))
+    with served(folder / "service", "local", *options) as service:
+        found = None
+        while not (found := re.search(r"JSON over HTTP on http://(\S+);", (service.folder / "serve.log").read_text())):
+            assert service.process is not None and service.process.poll() is None
+            time.sleep(0.05)
+        yield Web(service, found[1])
+
+
+def test_a_job_from_its_data_to_an_answer(web: Web) -> None:
+    data = web.service.folder.parent / "data"
+    spec = {
+        "fineTuning": {"textClassification": {"maxLength": 16}},
+        "model": {"uri": str(data / "bert")},
+        "trainData": {"uri": str(data / "train.csv")},
+        "optimization": {"maxSteps": "3", "globalBatchSize": "8"},
+    }
+    planned = web.call("JobService/PlanJob", {"parent": "projects/default", "job": {"spec": spec}})
+    assert planned["totalSteps"] == "3" and planned["labels"] == ["no", "yes"]
+    job = web.call("JobService/CreateJob", {"parent": "projects/default", "jobId": "web", "job": {"spec": spec}})
+    assert job["name"] == "projects/default/jobs/web"
+    while job["state"] not in {"STATE_SUCCEEDED", "STATE_FAILED"}:
+        job = web.call("JobService/WaitJob", {"name": job["name"], "timeout": "30s"})
+    assert job["state"] == "STATE_SUCCEEDED"
+    events = [
+        event for batch in web.stream("JobService/WatchJob", {"name": job["name"]}) for event in batch.get("events", [])
+    ]
+    assert [event["sequence"] for event in events] == [str(at + 1) for at in range(len(events))]
+    asked = {"model": "projects/default/models/web", "instances": [{"text": "good nice"}]}
+    (answer,) = web.call("ModelService/Predict", asked)["predictions"]
+    assert answer["classification"]["label"] in {"no", "yes"}
+    with_grpc = web.service.run(str(BIN / "shardyard"), "predict", "web", "good nice", "--json")
+    assert json.loads(with_grpc.stdout)[0]["logits"] == pytest.approx(answer["logits"], abs=1e-5)
+
+
+def test_an_upload_is_a_stream_of_requests(web: Web) -> None:
+    content = b"text,label\ngood,yes\nbad,no\n"
+    header = {
+        "parent": "projects/default",
+        "resourceId": "by-http",
+        "requestId": str(uuid.uuid4()),
+        "files": [
+            {"path": "rows.csv", "sizeBytes": str(len(content)), "sha256": hashlib.sha256(content).hexdigest()},
+        ],
+    }
+    chunk = {"data": base64.b64encode(content).decode(), "crc32c": google_crc32c.value(content)}
+    (made,) = web.stream("DatasetService/CreateDataset", {"header": header}, {"chunk": chunk})
+    assert made["name"] == "projects/default/datasets/by-http"
+
+
+def test_errors_have_the_code_the_reason_and_every_broken_rule_in_words(web: Web) -> None:
+    gone = web.ask("/shardyard.v1.JobService/GetJob", {"name": "projects/default/jobs/none"})
+    assert (gone.status, gone.body["code"], gone.reason) == (404, "not_found", "JOB_NOT_FOUND")
+    broken = web.ask("/shardyard.v1.JobService/CreateJob", {"parent": "projects/default", "job": {"spec": {}}})
+    assert (broken.status, broken.reason) == (400, "SPEC_INVALID")
+    (rules,) = [each["debug"] for each in broken.body["details"] if each["type"] == "google.rpc.BadRequest"]
+    assert {each["field"] for each in rules["fieldViolations"]} >= {"job.spec.model"}
+
+
+BAD_BODIES = {
+    "an unknown field": (b'{"nam": "projects/default/jobs/x"}', 'no field named "nam"'),
+    "not JSON": (b"{", "as JSON"),
+    "not an object": (b"[]", "as JSON"),
+    "not UTF-8": (b'{"name": "\xff"}', "as JSON"),
+    "a field twice": (b'{"name": "a", "name": "b"}', "as JSON"),
+    "another type": (b'{"name": 7}', "as JSON"),
+    "too deep": (b'{"name":' * 5000, "as JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_body_that_is_no_request_is_refused_with_what_is_wrong(web: Web, name: str) -> None:
+    body, words = BAD_BODIES[name]
+    answer = web.ask("/shardyard.v1.JobService/GetJob", body)
+    assert (answer.status, answer.body["code"]) == (400, "invalid_argument")
+    assert words in answer.body["message"]
+
+
+FOREIGN = {
+    "a page": ({"origin": "https://pages.example"}, 403, "pages.example"),
+    "a page of this machine": ({"origin": "http://localhost:8000"}, 403, "localhost:8000"),
+    "a name that was made to mean this machine": ({"host": "pages.example"}, 403, "pages.example"),
+    "a form": ({"content-type": "application/x-www-form-urlencoded"}, 415, "application/json"),
+    "plain text": ({"content-type": "text/plain"}, 415, "application/json"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_a_page_in_a_browser_could_send_is_not_answered(web: Web, name: str) -> None:
+    headers, status, words = FOREIGN[name]
+    answer = web.ask("/shardyard.v1.JobService/ListJobs", {"parent": "projects/default"}, headers=JSON | headers)
+    assert answer.status == status and words in answer.body["message"]
+
+
+def test_paths_and_ways_that_are_none_are_said(web: Web) -> None:
+    unknown = web.ask("/shardyard.v1.JobService/Nothing")
+    assert unknown.status == 404 and "/openapi.json" in unknown.body["message"]
+    read = web.ask("/shardyard.v1.JobService/ListJobs", method="GET")
+    assert read.status == 405 and "POST" in read.body["message"]
+    stream = web.ask("/shardyard.v1.JobService/WatchJob", {"name": "projects/default/jobs/none"})
+    assert stream.status == 415 and "application/connect+json" in stream.body["message"]
+
+
+def test_every_method_is_described_and_every_description_is_a_method(web: Web) -> None:
+    described = web.ask("/openapi.json", method="GET").body
+    methods = {f"/{service.full_name}/{method.name}" for service in services() for method in service.methods}
+    assert set(described["paths"]) == methods
+    text = json.dumps(described)
+    named = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
+    assert named <= set(described["components"]["schemas"])
+
+
+def test_its_health_is_that_of_the_service(web: Web) -> None:
+    assert web.ask("/healthz", method="GET") == Answer(200, {"status": "SERVING"})
+
+
+def test_a_client_that_stops_halfway_and_a_large_body_hold_up_nobody(web: Web) -> None:
+    host, _, port = web.address.rpartition(":")
+    with socket.create_connection((host, int(port))) as slow:
+        head = "POST /shardyard.v1.JobService/GetJob HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        slow.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
+        instances = [{"text": "a"}] * 200_000
+        large = web.ask(
+            "/shardyard.v1.ModelService/Predict", {"model": "projects/default/models/m", "instances": instances}
+        )
+        assert large.status == 400 and "instances" in large.body["message"]
+        assert web.ask("/healthz", method="GET").status == 200
+    over = web.ask("/shardyard.v1.ModelService/Predict", b" " * 7_000_000)
+    assert over.body["code"] == "resource_exhausted"
+
+
+def test_a_gateway_that_is_killed_comes_back_on_its_port(web: Web) -> None:
+    old = web.process()
+    os.kill(old.pid, signal.SIGKILL)
+    old.wait()
+    listed = web.service.run(str(BIN / "shardyard"), "jobs")
+    assert listed.returncode == 0, "the service itself continues"
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            assert web.ask("/healthz", method="GET").status == 200
+            break
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_an_address_that_is_taken_is_said_and_ends_the_start(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [BIN / "shardyard", "serve", "--launcher", "local", "--listen", f"127.0.0.1:{free_port()}"]
+        done = subprocess.run(
+            [*command, "--http", address, "--state-dir", tmp_path / "state"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 69 and f"cannot answer HTTP on {address}" in done.stderr and "--http" in done.stderr
+
+
+def test_without_insecure_only_this_machine_is_listened_to(tmp_path: Path) -> None:
+    command = [BIN / "shardyard", "serve", "--http", "0.0.0.0:7401", "--state-dir", tmp_path / "state"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and "not a loopback address" in done.stderr
