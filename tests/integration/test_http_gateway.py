@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import gzip
 import hashlib
 import json
 import os
@@ -22,11 +23,13 @@ from typing import Any, NamedTuple
 import google_crc32c
 import psutil
 import pytest
+from google.protobuf import json_format
 from transformers import BertModel
 
 from helpers.repository import ROOT
 from helpers.served import BIN, Served, free_port, served
 from helpers.tiny_folders import bert_config, bert_tokenizer
+from shardyard.v1 import job_service_pb2
 from shardyard_coordinator.web.calls import services
 
 JSON = {"content-type": "application/json"}
@@ -235,6 +238,41 @@ def test_a_client_that_stops_halfway_and_a_large_body_hold_up_nobody(web: Web) -
         assert web.ask("/healthz", method="GET").status == 200
     over = web.ask("/shardyard.v1.ModelService/Predict", b" " * 7_000_000)
     assert over.body["code"] == "resource_exhausted"
+    bomb = gzip.compress(b" " * 100_000_000)
+    packed = web.ask("/shardyard.v1.ModelService/Predict", bomb, headers=JSON | {"content-encoding": "gzip"})
+    assert packed.body["code"] == "resource_exhausted"
+
+
+FORMS = {
+    "with a charset": {"content-type": "application/json; charset=utf-8"},
+    "in capitals": {"content-type": "Application/JSON"},
+    "compressed": {"content-type": "application/json", "content-encoding": "gzip"},
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_that_clients_send_are_read(web: Web, name: str) -> None:
+    body = b'{"parent": "projects/default"}'
+    headers = FORMS[name]
+    sent = gzip.compress(body) if "content-encoding" in headers else body
+    assert web.ask("/shardyard.v1.JobService/ListJobs", sent, headers=headers).status == 200
+
+
+def test_a_whole_number_is_exact(web: Web) -> None:
+    name, large = "projects/default/jobs/web", 2**53 + 1
+    for written in (large, str(large)):
+        body = {"name": name, "afterSequence": written, "minInterval": "1s"}
+        asked = json_format.Parse(json.dumps(body), job_service_pb2.WatchJobRequest())
+        assert asked.after_sequence == large
+        with pytest.raises(AssertionError, match="CURSOR_AHEAD"):
+            web.stream("JobService/WatchJob", body)
+
+
+def test_an_old_client_without_a_host_is_answered(web: Web) -> None:
+    host, _, port = web.address.rpartition(":")
+    with socket.create_connection((host, int(port))) as probe:
+        probe.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert probe.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_a_gateway_that_is_killed_comes_back_on_its_port(web: Web) -> None:

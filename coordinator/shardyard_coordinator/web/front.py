@@ -22,8 +22,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_BODY_S = 60.0
-"""The longest wait for the next part of a body."""
+_PART_S, _WHOLE_S = 60.0, 120.0
+"""The longest wait for the next part of a body, and for all of one that is not a stream."""
 
 _UNARY = ("application/json", "application/proto")
 _STREAMED = ("application/connect+json", "application/connect+proto")
@@ -67,15 +67,15 @@ class Front:
             text = f"the content-type {_shown(form)} is not one of these: {step}"
             await _refuse(send, HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "invalid_argument", text)
         else:
-            await self._calls(scope, _in_time(receive), send)
+            await self._calls(scope, _in_time(receive, is_stream=self._forms[scope["path"]] is _STREAMED), send)
 
     def _foreign(self, headers: Mapping[bytes, str]) -> str:
         """Why a request is not answered, by where it comes from; empty: nothing speaks against it."""
         if b"origin" in headers:
             return f"a page of {_shown(headers[b'origin'])} sent this; pages in browsers are not answered"
-        host = headers.get(b"host", "")
+        host = headers.get(b"host", "")  # Browsers always send one.
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if self._is_local and name.lower() not in _LOCAL_NAMES:
+        if self._is_local and host and name.lower() not in _LOCAL_NAMES:
             return f"the host {_shown(host)} is not a name of this machine; use 127.0.0.1 or localhost"
         return ""
 
@@ -86,16 +86,18 @@ class Front:
             await _answer(send, HTTPStatus.SERVICE_UNAVAILABLE, b'{"status":"NOT_SERVING"}')
 
 
-def _in_time(receive: Receive) -> Receive:
-    """Ends a request whose body stops coming."""
-    whole = False
+def _in_time(receive: Receive, *, is_stream: bool) -> Receive:
+    """Ends a request whose body does not come in time."""
+    loop, whole = asyncio.get_running_loop(), False
+    until_s = loop.time() + _WHOLE_S
 
     async def take() -> MutableMapping[str, Any]:
         nonlocal whole
         if whole:  # From now on only the client's end is waited for.
             return await receive()
         try:
-            async with asyncio.timeout(_BODY_S):
+            next_s = loop.time() + _PART_S
+            async with asyncio.timeout_at(next_s if is_stream else min(next_s, until_s)):
                 message = await receive()
         except TimeoutError:
             return {"type": "http.disconnect"}

@@ -21,6 +21,7 @@ from connectrpc.server import ConnectASGIApplication
 from shardyard_coordinator.web.bodies import PassThrough
 from shardyard_coordinator.web.calls import Calls
 from shardyard_coordinator.web.front import Front
+from shardyard_coordinator.web.patience import PatientProtocol
 
 MAX_BODY_BYTES = 6 * 1024 * 1024
 """A message of 4 MiB has 5.4 MB as JSON if it is all bytes."""
@@ -76,7 +77,7 @@ async def _serve(listener: socket.socket, service: str, control: socket.socket, 
     server = uvicorn.Server(
         uvicorn.Config(
             front,
-            http="h11",
+            http=PatientProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
