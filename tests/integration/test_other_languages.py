@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from helpers.repository import ROOT
-from helpers.served import Served, served
+from helpers.served import BIN, Served, served
 from helpers.workplace import fill
 
 INSTALL_S = 300
@@ -42,9 +43,37 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_node_fine_tunes_follows_and_asks(service: Served, node: Path) -> None:
+@pytest.fixture(scope="module")
+def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example for Go, built: with modules from a proxy, or (GO111MODULE=off) with a system's sources in GOPATH."""
+    missing = [name for name in ("go", "protoc-gen-go", "protoc-gen-go-grpc") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    path = tmp_path_factory.mktemp("go")
+    folder = path / "src" / "example.org" / "finetune"
+    shutil.copytree(ROOT / "examples" / "go", folder, ignore=shutil.ignore_patterns("gen", "go.sum", "finetune"))
+    generated = _run([str(BIN / "buf"), "generate", str(ROOT), "--template", "buf.gen.yaml"], folder)
+    assert generated.returncode == 0, generated.stderr
+    sources = {"GOPATH": f"{path}{os.pathsep}{os.environ.get('GOPATH', '')}", "GOFLAGS": "-modcacherw"}
+    if os.environ.get("GO111MODULE") != "off":
+        tidied = _run(["go", "mod", "tidy"], folder, sources)
+        if tidied.returncode:
+            pytest.skip(f"its modules cannot be fetched: {tidied.stderr[-300:]}")
+    built = _run(["go", "build", "-o", "finetune", "."], folder, sources)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(params=["node", "go"])
+def client(request: pytest.FixtureRequest) -> list[str]:
+    """The command of each client."""
+    folder: Path = request.getfixturevalue(request.param)
+    return {"node": ["node", str(folder / "finetune.js")], "go": [str(folder / "finetune")]}[request.param]
+
+
+def test_a_client_fine_tunes_follows_and_asks(service: Served, client: list[str]) -> None:
     data = service.folder.parent / "data"
-    command = ["node", str(node / "finetune.js"), str(data / "bert"), str(data / "reviews.csv"), "a good film", "bad"]
+    command = [*client, str(data / "bert"), str(data / "reviews.csv"), "a good film", "bad"]
     for _ in range(2):  # The second time the data is there already.
         done = service.run(*command)
         assert done.returncode == 0, done.stderr
@@ -55,11 +84,16 @@ def test_node_fine_tunes_follows_and_asks(service: Served, node: Path) -> None:
         assert [line.partition(" ")[0] in {"good", "bad"} for line in lines[-2:]] == [True, True]
 
 
-def test_node_shows_what_the_service_says_is_wrong(service: Served, node: Path) -> None:
+def test_a_client_shows_what_the_service_says_is_wrong(service: Served, client: list[str]) -> None:
     data = service.folder.parent / "data"
-    done = service.run("node", str(node / "finetune.js"), str(data / "none"), str(data / "reviews.csv"), "a film")
+    done = service.run(*client, str(data / "none"), str(data / "reviews.csv"), "a film")
     assert done.returncode == 1 and "job.spec.model.uri" in done.stderr and "is not there" in done.stderr
 
 
-def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_S, check=False)
+def _run(
+    command: list[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    found = {**os.environ, **(environment or {})}
+    return subprocess.run(
+        command, cwd=folder, env=found, capture_output=True, text=True, timeout=INSTALL_S, check=False
+    )
