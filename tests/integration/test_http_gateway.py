@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -100,6 +101,17 @@ class Web:
         return next(each for each in children if "shardyard_coordinator.web.gateway" in each.cmdline())
 
 
+@contextlib.contextmanager
+def answering(folder: Path, *options: str) -> Iterator[Web]:
+    """A service with a gateway on a free port."""
+    with served(folder, "local", "--http", "127.0.0.1:0", *options) as service:
+        found = None
+        while not (found := re.search(r"JSON over HTTP on http://(\S+);", (service.folder / "serve.log").read_text())):
+            assert service.process is not None and service.process.poll() is None
+            time.sleep(0.05)
+        yield Web(service, found[1])
+
+
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     folder = tmp_path_factory.mktemp("http")
@@ -109,13 +121,8 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     with (folder / "data" / "train.csv").open("w", newline="") as file:
         rows = [("good nice", "yes"), ("bad poor", "no")] * 20
         csv.writer(file).writerows([("text", "label"), *rows])
-    options = ("--http", "127.0.0.1:0", "--data-root", str(folder / "data"))
-    with served(folder / "service", "local", *options) as service:
-        found = None
-        while not (found := re.search(r"JSON over HTTP on http://(\S+);", (service.folder / "serve.log").read_text())):
-            assert service.process is not None and service.process.poll() is None
-            time.sleep(0.05)
-        yield Web(service, found[1])
+    with answering(folder / "service", "--data-root", str(folder / "data")) as running:
+        yield running
 
 
 def test_a_job_from_its_data_to_an_answer(web: Web) -> None:
@@ -311,3 +318,22 @@ def test_without_insecure_only_this_machine_is_listened_to(tmp_path: Path) -> No
     command = [BIN / "shardyard", "serve", "--http", "0.0.0.0:7401", "--state-dir", tmp_path / "state"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0 and "not a loopback address" in done.stderr
+
+
+def test_a_caller_is_recognised_by_the_token_of_its_header(tmp_path: Path) -> None:
+    path, request = "/shardyard.v1.JobService/ListJobs", {"parent": "projects/default"}
+    with answering(tmp_path / "service", "--auth") as guarded:
+        refused = guarded.ask(path, request)
+        assert (refused.status, refused.reason) == (401, "CREDENTIALS_MISSING")
+        wrong = guarded.ask(path, request, headers={**JSON, "authorization": f"Bearer sy_{'a' * 12}_{'b' * 43}"})
+        assert (wrong.status, wrong.reason) == (401, "CREDENTIALS_INVALID")
+        token = (guarded.service.state / "admin-token").read_text().strip()
+        answer = guarded.ask(path, request, headers={**JSON, "authorization": f"Bearer {token}"})
+        assert (answer.status, answer.body) == (200, {})
+
+
+def test_http_is_refused_beside_tls_which_it_cannot_speak(tmp_path: Path) -> None:
+    files = ["--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem"]
+    command = [BIN / "shardyard", "serve", "--http", "127.0.0.1:0", *files, "--state-dir", tmp_path / "state"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0 and "--http does not go with --tls-cert" in done.stderr
