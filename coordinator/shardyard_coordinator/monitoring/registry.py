@@ -21,7 +21,7 @@ class Metrics:
     def __init__(self, sampled: Callable[[], Samples]) -> None:
         """`sampled` answers at once with what was looked up last."""
         # A second series for each counter, with the time when it was made, is of no use here.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry(auto_describe=False)
         self._made: dict[Family, Counter | Gauge | Histogram] = {family: self._make(family) for family in OBSERVED}
         self._children: dict[tuple[Family, tuple[str, ...]], Counter | Gauge | Histogram] = {}
