@@ -1,4 +1,4 @@
-"""Connections that are opened and then say nothing, or too little, which uvicorn would keep for ever."""
+"""Connections that are opened and then say nothing, or too little, which uvicorn would never close."""
 
 from __future__ import annotations
 
