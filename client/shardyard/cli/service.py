@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shardyard.cli import serve_options as options
 from shardyard.cli.options import Address, Json, Project, a_path, open_client, open_probe
 
 StateDir = Annotated[
@@ -37,100 +38,35 @@ Store = Annotated[
 
 def serve(
     *,
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            "--listen",
-            "--address",
-            envvar="SHARDYARD_ADDRESS",
-            help="host:port [127.0.0.1:7400].",
-            show_default=False,
-        ),
-    ] = None,
+    listen: options.Listen = None,
     state_dir: StateDir = None,
-    storage_root: Annotated[
-        Path | None,
-        typer.Option(
-            "--storage-root", metavar="<path>", parser=a_path, help="A folder that every node sees [in the state]."
-        ),
-    ] = None,
+    storage_root: options.StorageRoot = None,
     store: Store = None,
-    standby: Annotated[
-        bool, typer.Option("--standby", help="While another service leads the store: wait, then take over.")
-    ] = False,
-    data_root: Annotated[
-        list[str] | None, typer.Option("--data-root", help="A folder whose files jobs may name; may be repeated.")
-    ] = None,
-    torch_hub_repo: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--torch-hub-repo",
-            metavar="<repo>",
-            help="A folder with a hubconf.py under a data root, or owner/name:commit in torch's cache, "
-            "whose code jobs may run; may be repeated.",
-        ),
-    ] = None,
-    projects: Annotated[list[str] | None, typer.Option("--project", help="Another project; may be repeated.")] = None,
-    launcher: Annotated[str | None, typer.Option("--launcher", help="ray or local (no Ray) [ray].")] = None,
-    ray_address: Annotated[
-        str | None, typer.Option("--ray-address", help="Join this Ray cluster instead of starting one.")
-    ] = None,
-    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="Slots on this machine [its cores].")] = None,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="GPUs on this machine [those found].")] = None,
-    slot_hour_price: Annotated[
-        float | None, typer.Option("--slot-hour-price", min=0, help="What plans say that an hour of a slot costs.")
-    ] = None,
-    currency: Annotated[str | None, typer.Option("--currency", help="Its currency, such as EUR.")] = None,
-    http: Annotated[str | None, typer.Option("--http", help="Also answer JSON over HTTP on this HOST:PORT.")] = None,
-    webhook_allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--webhook-allow",
-            metavar="<network>",
-            help="A private network, such as 10.1.0.0/16, to which webhooks may be sent; may be repeated.",
-        ),
-    ] = None,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option("--tls-cert", metavar="<path>", parser=a_path, help="TLS: the certificate, a PEM file [no TLS]."),
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option("--tls-key", metavar="<path>", parser=a_path, help="TLS: the certificate's key.")
-    ] = None,
-    client_ca: Annotated[
-        Path | None,
-        typer.Option(
-            "--client-ca", metavar="<path>", parser=a_path, help="TLS: the authority of client certificates [none]."
-        ),
-    ] = None,
-    auth: Annotated[bool, typer.Option("--auth", help="Ask for tokens on loopback, too.")] = False,
-    oidc_issuer: Annotated[
-        str | None, typer.Option("--oidc-issuer", help="Accept the JWTs of this OpenID Connect issuer.")
-    ] = None,
-    oidc_audience: Annotated[
-        str | None, typer.Option("--oidc-audience", help="The audience that they must be for.")
-    ] = None,
-    oidc_principal_claim: Annotated[
-        str | None, typer.Option("--oidc-principal-claim", help="Their claim that says who calls [sub].")
-    ] = None,
-    oidc_groups_claim: Annotated[
-        str | None, typer.Option("--oidc-groups-claim", help="Their claim with the caller's groups [groups].")
-    ] = None,
-    admin_listen: Annotated[
-        str | None,
-        typer.Option("--admin-listen", help="host:port of metrics and probes, such as 127.0.0.1:7401 [none]."),
-    ] = None,
-    otlp_endpoint: Annotated[
-        str | None, typer.Option("--otlp-endpoint", help="Send traces there, such as http://127.0.0.1:4317 [none].")
-    ] = None,
-    log_format: Annotated[str | None, typer.Option("--log-format", help="text or json [text].")] = None,
-    log_level: Annotated[
-        str | None,
-        typer.Option("--log-level", help="info (also calls and jobs), warning or error [warning]."),
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens: for labs.")
-    ] = False,
+    standby: options.Standby = False,
+    data_root: options.DataRoots = None,
+    torch_hub_repo: options.TorchHubRepos = None,
+    projects: options.Projects = None,
+    launcher: options.Launcher = None,
+    ray_address: options.RayAddress = None,
+    cpus: options.Cpus = None,
+    gpus: options.Gpus = None,
+    slot_hour_price: options.SlotHourPrice = None,
+    currency: options.Currency = None,
+    http: options.Http = None,
+    webhook_allow: options.WebhookNetworks = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
+    client_ca: options.ClientCa = None,
+    auth: options.Auth = False,
+    oidc_issuer: options.OidcIssuer = None,
+    oidc_audience: options.OidcAudience = None,
+    oidc_principal_claim: options.OidcPrincipalClaim = None,
+    oidc_groups_claim: options.OidcGroupsClaim = None,
+    admin_listen: options.AdminListen = None,
+    otlp_endpoint: options.OtlpEndpoint = None,
+    log_format: options.LogFormat = None,
+    log_level: options.LogLevel = None,
+    insecure: options.Insecure = False,
 ) -> None:
     """Run the service. Ctrl-C stops it; running jobs continue if Ray holds them."""
     given = {
