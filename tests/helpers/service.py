@@ -31,6 +31,7 @@ from shardyard.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
     server_service_pb2_grpc,
+    webhook_service_pb2,
     webhook_service_pb2_grpc,
 )
 from shardyard.worker.v1 import worker_pb2
@@ -262,6 +263,12 @@ def create(
     if job_id is not None:
         request.job_id = job_id
     return request
+
+
+def create_webhook(webhook_id: str, parent: str = PARENT) -> webhook_service_pb2.CreateWebhookRequest:
+    """A CreateWebhookRequest of a webhook that sends nothing: it is disabled."""
+    webhook = webhook_service_pb2.Webhook(url="https://93.184.216.34/hook", disabled=True)
+    return webhook_service_pb2.CreateWebhookRequest(parent=parent, webhook_id=webhook_id, webhook=webhook)
 
 
 @dataclasses.dataclass(frozen=True)
