@@ -70,7 +70,7 @@ def test_a_service_on_postgresql_is_killed_and_goes_on_without_a_word_about_its_
         begun = time.monotonic()
         service.start()
         found = service.run(str(BIN / "shardyard"), "get", "mine", "--json")
-        assert json.loads(found.stdout)["job_id"] == "mine"
+        assert json.loads(found.stdout)["name"] == "projects/default/jobs/mine"
         assert time.monotonic() - begun < 60
         children = psutil.Process(service.process.pid).children(recursive=True)
         environments = [child.environ() for child in children]
