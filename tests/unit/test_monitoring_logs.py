@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -17,7 +18,12 @@ from shardyard_coordinator.redaction import one_line, redacted
 OURS = "shardyard_coordinator.somewhere"
 TOKENS = (
     "hf_" + "aB3" * 10,
-    "sy_ci_" + "x9" * 16,
+    f"sy_{'a2' * 6}_{'A-_9' * 10}abc",
+    "sk-" + "aB3d" * 12,
+    "sk-" + "0123456789abcdef" * 2,
+    "sk-proj-" + "aB3_" * 31,
+    "sk-ant-api03-" + "aB-3" * 23,
+    "sk_live_" + "aB3" * 8,
     "ghp_" + "Z1" * 18,
     "AKIA" + "ABCD1234" * 2,
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
@@ -66,9 +72,30 @@ def test_a_traceback_in_text_is_indented_so_that_none_of_its_lines_passes_for_on
 def test_tokens_are_removed_by_their_shape(token: str) -> None:
     for text in (token, f"Bearer {token}", f"https://me:{token}@host/x", f"password={token}&x=1", f"a {token}, b"):
         assert token not in redacted(text), text
-    assert (
-        redacted("a plain sentence about task_names and sk learn") == "a plain sentence about task_names and sk learn"
-    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a plain sentence about task_names and sk learn",
+        "the model `hf-internal-testing/tiny-random-bert` is not there",
+        "the model hf-internal-testing/tiny-random-LlamaForCausalLM-with-a-long-name",
+        "the data set hf_internal_testing_with_a_very_long_name_of_its_own",
+        "sk-learn, sk-learn-contrib/imbalanced-learn-of-a-long-name, sk_learn_pipelines_and_more",
+        "the file easy_abcdefghijkl.csv; risk-assessment-of-many-things-in-one-word",
+        "send `Bearer TOKEN`; basic authentication is not accepted",
+        "see https://host:7400/path@x and user@host",
+    ],
+)
+def test_names_that_only_look_like_tokens_stay(text: str) -> None:
+    assert redacted(text) == text
+
+
+def test_looking_for_secrets_takes_time_in_proportion_to_the_text() -> None:
+    begin_s = time.thread_time()
+    for part in ("sk-", "sk-a", "eyJ.", "://a:", "://:", "sy_aaaaaaaaaaaa_", "basic ", "token="):
+        redacted(part * 20_000)
+    assert time.thread_time() - begin_s < 1.0
 
 
 def test_private_keys_are_removed_whole_even_if_their_end_is_cut_off() -> None:

@@ -10,6 +10,8 @@ import logging
 import re
 from typing import Final
 
+from shardyard_coordinator.redaction import redacted
+
 log = logging.getLogger(__name__)
 
 _LIBRARY: Final = "a library"
@@ -27,17 +29,13 @@ _SENTENCE: Final = re.compile(r"(?<=[.;\n])\s+")
 _ADVICE: Final = re.compile(
     r"\b(?:pip3?|conda|mamba|apt|apt-get|brew|uv)\s+(?:pip\s+)?(?:install|add)\b(?!\s*['\"`]?shardyard)"
 )
-_SECRETS: Final = re.compile(
-    r"sy_[a-z2-7]{12}_[A-Za-z0-9_-]{4,}|\beyJ[A-Za-z0-9_-]{16,}(?:\.[A-Za-z0-9_-]*){0,2}|\bhf_[A-Za-z0-9]{20,}"
-    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
 
 
 def scrub(text: str) -> str:
     """The text without secrets, and without addresses, paths of libraries, tracebacks and advice to install packages,
     which the log keeps.
     """
-    text = redact(text)
+    text = redacted(text)
     if not _TRACES.search(text):
         return text
     cleaned = _TRACEBACK.sub(_INSTEAD, text)
@@ -58,10 +56,3 @@ def _is_of_a_library(word: str) -> bool:
         return True
     found = _SHARED_OBJECT.search(word)
     return found is not None and "/" in word[: found.start()]
-
-
-def redact(text: str) -> str:
-    """The text without what looks like a secret: tokens of this service, JWTs, keys of the Hub and of object stores,
-    and passwords in URLs.
-    """
-    return _SECRETS.sub("(redacted)", text)
