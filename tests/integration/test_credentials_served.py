@@ -125,11 +125,16 @@ async def test_a_token_for_a_name_of_the_service_or_of_others_is_refused(
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT and field in failure.violations
 
 
+ODD_GROUPS = ["a\0b", "a\nb", "a\u202eb", "\ud800", " nlp team", "nlp team\u00a0", "", "a" * 250]
+
+
 async def test_jwts_of_the_issuer_are_let_in_with_their_groups(service: Guarded) -> None:
     await service.grant("group:nlp team", "viewer")
     await service.grant("oidc:carol@example.org", "submitter", "other")
     for kid in ("rsa", "ec"):
-        token = service.issuer.token(kid, service.now_s, sub="carol@example.org", groups=["nlp team", "group:x", 7])
+        token = service.issuer.token(
+            kid, service.now_s, sub="carol@example.org", groups=["nlp team", "group:x", 7, *ODD_GROUPS]
+        )
         who = await service.service.auth.GetIdentity(WHO, metadata=metadata(token))
         assert (who.principal, who.credential) == ("oidc:carol@example.org", "oidc")
         assert sorted(who.groups) == ["group:group:x", "group:nlp team"]
@@ -154,6 +159,13 @@ async def test_jwts_that_are_wrong_in_one_way_each_are_refused(service: Guarded)
         "signed by a stranger": stranger.token("rsa", now),
         "without a holder": make("rsa", now, sub=""),
         "a holder with a line end": make("rsa", now, sub="a\nb"),
+        "a holder with NUL": make("rsa", now, sub="a\0b"),
+        "a holder that turns text around": make("rsa", now, sub="a\u202eb"),
+        "half a character": make("rsa", now, sub="a\ud800"),
+        "spaces around a holder": make("rsa", now, sub=" alice"),
+        "an odd space": make("rsa", now, sub="alice\u00a0"),
+        "a holder that is too long": make("rsa", now, sub="a" * 251),
+        "a holder that is no text": make("rsa", now, sub=["alice"]),
         "another kind": make("rsa", now, {"typ": "logout+jwt"}),
         "a critical extension": make("rsa", now, {"crit": ["x-y"], "x-y": 1}),
         "of no key": make("rsa", now, {"kid": "nobody"}),

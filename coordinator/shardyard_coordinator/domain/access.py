@@ -176,8 +176,19 @@ def member_complaint(value: str) -> str | None:
     kinds = (OIDC_PREFIX, CERTIFICATE_PREFIX, GROUP_PREFIX)
     if f"{prefix}:" not in kinds:
         return f"`{value[:80]}` begins with none of {', '.join(kinds)}, and has a `:`; name a principal or a group"
-    if not rest or len(value) > MAX_MEMBER or not rest.isprintable() or rest != rest.strip():
+    if vouched_for(f"{prefix}:", rest) is None:
         return (
             f"`{value[:80]}` has no name after `{prefix}:`, is over {MAX_MEMBER} characters, or not plain; correct it"
         )
     return None
+
+
+def vouched_for(prefix: str, name: object) -> str | None:
+    """The principal or group of that name, as an issuer or an authority says it; None: it cannot be one.
+
+    A name is a text without control characters, which stores and terminals do not take, and without spaces around it,
+    so that two names that look alike are alike.
+    """
+    if not isinstance(name, str) or not name or name != name.strip() or not name.isprintable():
+        return None
+    return prefix + name if len(prefix + name) <= MAX_MEMBER else None

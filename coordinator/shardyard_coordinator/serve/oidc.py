@@ -20,13 +20,12 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from shardyard_coordinator.domain.access import GROUP_PREFIX, MAX_MEMBER, OIDC_CREDENTIAL, OIDC_PREFIX, Caller
+from shardyard_coordinator.domain.access import GROUP_PREFIX, OIDC_CREDENTIAL, OIDC_PREFIX, Caller, vouched_for
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.seams import Clock
 from shardyard_coordinator.serve.bearer import invalid
 from shardyard_coordinator.serve.protection import Issuer, url_complaint
-from shardyard_coordinator.serve.validation.text import control_complaint
 
 log = logging.getLogger(__name__)
 
@@ -94,24 +93,20 @@ class Jwts:
 
     def _principal(self, claims: Mapping[str, Any]) -> str:
         claim = self._issuer.principal_claim
-        value = claims.get(claim)
-        if not isinstance(value, str) or not value.strip() or control_complaint(value) or len(value) > MAX_MEMBER - 5:
+        principal = vouched_for(OIDC_PREFIX, claims.get(claim))
+        if principal is None:
             raise invalid(f"the JWT's claim `{claim}` does not name its holder; the operator chooses the claim")
         # Anybody can write any address into an account that nobody has verified.
         if claim == "email" and claims.get("email_verified") is not True:
             raise invalid("the JWT's `email` is not verified (`email_verified`); verify it at the issuer")
-        return OIDC_PREFIX + value
+        return principal
 
     def _groups(self, claims: Mapping[str, Any]) -> frozenset[str]:
         found = claims.get(self._issuer.groups_claim, ())
         names = [found] if isinstance(found, str) else found
         if not isinstance(names, list | tuple) or len(names) > _MOST_GROUPS:
             return frozenset()
-        return frozenset(
-            GROUP_PREFIX + name
-            for name in names
-            if isinstance(name, str) and name and len(name) <= MAX_MEMBER - 6 and not control_complaint(name)
-        )
+        return frozenset(group for name in names if (group := vouched_for(GROUP_PREFIX, name)) is not None)
 
 
 class _Keys:
