@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from socket import gethostname
 from typing import Final
 
 from sqlalchemy import Connection
 
 from shardyard_coordinator.domain.access import ALL_PROJECTS, Caller, Permission, Role, TokenRecord
+from shardyard_coordinator.redaction import one_line
 from shardyard_coordinator.seams import Actor, Clock
 from shardyard_coordinator.serve.auth_service import new_token
+from shardyard_coordinator.serve.bearer import PREFIX
 from shardyard_coordinator.serve.rights import Rights
 from shardyard_coordinator.store import access
 from shardyard_coordinator.store.store import Store
 
 FILE: Final = "admin-token"
 PRINCIPAL: Final = "admin"
+_FIRST: Final = "first admin"
 _ACTOR: Final = Actor("service", "serve")
 
 
@@ -29,11 +33,28 @@ async def ensure_admin(store: Store, folder: Path, clock: Clock) -> Path | None:
     now_us = clock.now_us()
     if await store.read(lambda conn: _has_admin(conn, now_us)):
         return None
-    new, text = new_token(PRINCIPAL, 0, display_name="made at the start of the service")
     path = folder / FILE
+    new, text = new_token(PRINCIPAL, 0, display_name=f"{_FIRST}, written to {one_line(str(path))} on {gethostname()}")
     _write(path, f"{text}\n")
     await store.write(lambda conn: _add(conn, new, now_us), _ACTOR)
     return path
+
+
+async def words_of_token(store: Store, folder: Path, clock: Clock) -> str:
+    """Where the newest token of a first admin was written, which may be another machine; empty: none is valid.
+
+    The store keeps the place, so that every service that leads it later can say it.
+    """
+    now_us = clock.now_us()
+    tokens = await store.read(lambda conn: access.list_tokens(conn, principal=PRINCIPAL, live_at_us=now_us))
+    first = next((each for each in tokens if each.display_name.startswith(_FIRST)), None)
+    if first is None:
+        return ""
+    path = folder / FILE
+    if path.is_file() and path.read_text(errors="replace").startswith(f"{PREFIX}{first.id}_"):
+        return f"the token of the {_FIRST} is in {path}; next: shardyard login < {FILE}"
+    stale = f"; the one in {path} is of a start that failed, remove it" if path.is_file() else ""
+    return f"the token of the {first.display_name}{stale}"
 
 
 def _has_admin(conn: Connection, now_us: int) -> bool:
