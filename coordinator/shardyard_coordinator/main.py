@@ -26,6 +26,7 @@ from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.files import FULL, in_words, look_at_files
+from shardyard_coordinator.greeting import Said, greet, greet_standby, warnings_of
 from shardyard_coordinator.launch.allowed import is_offline
 from shardyard_coordinator.launch.protocols import Compute, Launcher
 from shardyard_coordinator.launching import launcher_and_compute
@@ -36,9 +37,9 @@ from shardyard_coordinator.scheduling.loop import SchedulingLoop
 from shardyard_coordinator.seams import Clock, NullTrace, SystemClock, Trace
 from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.app import App, Info, make_door
-from shardyard_coordinator.serve.certificates import Tls, TlsUnusable
+from shardyard_coordinator.serve.certificates import TlsUnusable, server_credentials
 from shardyard_coordinator.serve.door import Door
-from shardyard_coordinator.serve.first_admin import FILE, ensure_admin
+from shardyard_coordinator.serve.first_admin import ensure_admin, words_of_token
 from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.observed import Spans
 from shardyard_coordinator.serve.parts import Parts
@@ -47,7 +48,7 @@ from shardyard_coordinator.settings import LauncherKind, Settings, host_of, is_l
 from shardyard_coordinator.store import attempts
 from shardyard_coordinator.store.failures import StoreFailure
 from shardyard_coordinator.store.store import Store, lock_store, open_store
-from shardyard_coordinator.web.keeper import Gateway, missing_packages
+from shardyard_coordinator.web.keeper import Answering, Gateway, missing_packages, place_of_door
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,6 @@ EXIT_OK = 0
 EXIT_UNAVAILABLE = 69
 EXIT_IO = 74
 EXIT_CONFIG = 78
-
-_SELF = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
 
 def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: TextIO = sys.stderr) -> int:
@@ -121,10 +120,8 @@ class _Running:
     collector: Collector
     loop: SchedulingLoop
     app: App
-    address: str
-    admin_token: Path | None
     monitor: Monitor
-    http: str
+    said: Said
 
 
 class Coordinator:
@@ -151,7 +148,7 @@ class Coordinator:
         """Starts, serves until a signal or a failure of the store, and stops; raises StoreFailure, OSError."""
         with self._signals(), contextlib.ExitStack() as stack, contextlib.suppress(_StoppedEarly):
             async with self._running() as running:
-                self._greet(running)
+                greet(self._settings, running.said, output=self._output, errors=self._errors)
                 stack.enter_context(_few_collections())
                 running.store.failed.add_done_callback(lambda _: self._stop.set())
                 await self._stop.wait()
@@ -193,20 +190,24 @@ class Coordinator:
         async with contextlib.AsyncExitStack() as stack:
             unused = stack.enter_context(contextlib.ExitStack())
             unused.callback(lock.release)
-            tls = Tls(settings.tls).credentials() if settings.tls else None
+            tls = server_credentials(settings.tls) if settings.tls else None
+            if settings.standby:
+                greet_standby(settings, self._output)
             monitor = Monitor(settings, clock)
             stack.push_async_callback(monitor.close)
             door = make_door(self._limits, Access(settings.authentication, clock), monitor.observer)
             await monitor.start(door.health)
-            port = await door.start(settings.listen, tls)
+            http = stack.enter_context(place_of_door(settings.state_dir)) if settings.http else None
+            port = await door.start(settings.listen, tls, http=http)
             stack.push_async_callback(door.close)
             unused.pop_all()  # From here on the store releases it.
             store = await self._unless_stopped(open_store(place, clock, trace, lock=lock, standby=settings.standby))
             stack.push_async_callback(store.close)
             await claim_storage(settings.storage, store)
-            admin_token = None
+            first_token = ""
             if settings.authentication.is_required:
-                admin_token = await ensure_admin(store, settings.state_dir.absolute(), clock)
+                await ensure_admin(store, settings.state_dir.absolute(), clock)
+                first_token = await words_of_token(store, settings.state_dir.absolute(), clock)
             control = ControlSettings(
                 storage=settings.storage,
                 store_id=store.store_id,
@@ -226,9 +227,9 @@ class Coordinator:
             await recover(store, collector, trace)
             loop.start()
             app.health.set_serving(True)
-            http = await self._answer_http(address, stack)
+            said = Said(address, await self._answer_http(http, door, stack), monitor.address, first_token)
             record = settings.state_dir / "coordinator.json"
-            running = _Running(store, launcher, collector, loop, app, address, admin_token, monitor, http)
+            running = _Running(store, launcher, collector, loop, app, monitor, said)
             try:
                 await asyncio.to_thread(write_record, record, address, settings)
                 yield running
@@ -248,21 +249,26 @@ class Coordinator:
             await opened
         raise _StoppedEarly
 
-    async def _answer_http(self, address: str, stack: contextlib.AsyncExitStack) -> str:
+    async def _answer_http(self, place: Path | None, door: Door, stack: contextlib.AsyncExitStack) -> str:
         """Starts the gateway, if one is wanted, which ends with the stack; its address. Raises: OSError."""
-        wanted = self._settings.http
-        if not wanted:
+        settings = self._settings
+        if place is None:
             return ""
         if missing := missing_packages():
             text = f"--http needs {' and '.join(missing)}; install them with: pip install 'shardyard[http]'"
             raise OSError(text)
-        host, port = host_of(address), address.rpartition(":")[2]
-        service = f"{_SELF.get(host, host if ':' not in host else f'[{host}]')}:{port}"
-        log = self._settings.state_dir / "http.log"
-        gateway = Gateway(listen=wanted, service=service, log=log, is_local=is_loopback(host_of(wanted)))
+        how = Answering(
+            listen=settings.http,
+            service=place,
+            secret=door.server.secret,
+            tls=settings.tls,
+            log=settings.state_dir / "http.log",
+            is_local=is_loopback(host_of(settings.http)),
+        )
+        gateway = Gateway(how)
         found = await gateway.start()
         stack.push_async_callback(gateway.close)
-        return f"{wanted.rpartition(':')[0]}:{found}"
+        return f"{settings.http.rpartition(':')[0]}:{found}"
 
     async def _end(self, running: _Running, compute: Compute) -> None:
         """Drains, then disconnects from the cluster, where attempts continue; stops its own Ray if none are running."""
@@ -305,7 +311,7 @@ class Coordinator:
         self, store: Store, launcher: Launcher, compute: Compute, loop: SchedulingLoop, door: Door, *, spans: Spans
     ) -> App:
         settings = self._settings
-        warnings = _warnings(settings)
+        warnings = warnings_of(settings)
         parts = Parts(
             store=store,
             launcher=launcher,
@@ -325,34 +331,6 @@ class Coordinator:
             spans=spans,
         )
         return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)
-
-    def _greet(self, running: _Running) -> None:
-        for warning in _warnings(self._settings):
-            print(warning, file=self._errors, flush=True)
-        default = running.address == "127.0.0.1:7400"
-        where = "" if default else f"SHARDYARD_ADDRESS={running.address} "
-        text = f"Shardyard serves on {running.address}; next: {where}shardyard submit FILE.yaml"
-        print(text, file=self._output, flush=True)
-        if running.admin_token is not None:
-            said = f"the token of the first admin is in {running.admin_token}; next: shardyard login < {FILE}"
-            print(said, file=self._output, flush=True)
-        if where := running.monitor.address:
-            if not is_loopback(self._settings.admin_host):
-                warning = "--admin-listen: everyone who reaches the port may read the metrics"
-                print(warning, file=self._errors, flush=True)
-            print(f"Metrics are on http://{where}/metrics", file=self._output, flush=True)
-        if running.http:
-            text = f"JSON over HTTP on http://{running.http}; its calls are described at /openapi.json"
-            print(text, file=self._output, flush=True)
-
-
-def _warnings(settings: Settings) -> list[str]:
-    """What the operator should know about how the service is reached."""
-    if not settings.insecure:
-        return []
-    if settings.authentication.is_required:
-        return ["--insecure: calls are not encrypted, so everybody on the way can read tokens"] * (not settings.tls)
-    return ["--insecure: everyone who reaches the port may do everything"]
 
 
 @contextlib.contextmanager

@@ -184,15 +184,10 @@ class Settings(BaseSettings):
                 f"{self.listen!r} is not a loopback address, and without TLS everyone on the way can read tokens; give "
                 "--tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure if the network is trusted"
             )
-        if not self.insecure and self.http and not is_loopback(host_of(self.http)):
+        if not self.insecure and self.http and not is_loopback(host_of(self.http)) and self.tls_cert is None:
             raise ValueError(
-                f"{self.http!r} is not a loopback address, and --http has no TLS yet, so everyone on the way can read "
-                "tokens; answer on 127.0.0.1 behind a proxy with TLS, or give --insecure if the network is trusted"
-            )
-        if self.http and self.tls_cert is not None:
-            raise ValueError(
-                "--http does not go with --tls-cert yet: its gateway calls the service without TLS; leave one of them "
-                "out, or listen on 127.0.0.1 with --auth and put a proxy with TLS before both"
+                f"{self.http!r} is not a loopback address, and without TLS everyone on the way can read tokens; give "
+                "--tls-cert and --tls-key, answer on 127.0.0.1, or give --insecure if the network is trusted"
             )
         return self
 
@@ -246,7 +241,8 @@ class Settings(BaseSettings):
         issuer = None
         if self.oidc_issuer:
             issuer = Issuer(self.oidc_issuer, self.oidc_audience, self.oidc_principal_claim, self.oidc_groups_claim)
-        is_exposed = not self.insecure and not is_loopback(self.host)
+        hosts = [self.host, *([host_of(self.http)] if self.http else [])]
+        is_exposed = not self.insecure and not all(is_loopback(host) for host in hosts)
         return Authentication(self.auth or issuer is not None or self.client_ca is not None or is_exposed, issuer)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import gzip
 import hashlib
@@ -19,97 +18,17 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import google_crc32c
-import psutil
 import pytest
 from google.protobuf import json_format
 from transformers import BertModel
 
-from helpers.repository import ROOT
-from helpers.served import BIN, Served, free_port, served
+from helpers.served import BIN, free_port
 from helpers.tiny_folders import bert_config, bert_tokenizer
+from helpers.web import JSON, Answer, Web, answering
 from shardyard.v1 import job_service_pb2
 from shardyard_coordinator.web.calls import services
-
-JSON = {"content-type": "application/json"}
-
-
-class Answer(NamedTuple):
-    """What HTTP gave back."""
-
-    status: int
-    body: Any
-
-    @property
-    def reason(self) -> str:
-        """The service's own reason."""
-        (found,) = [each["debug"]["reason"] for each in self.body["details"] if each["type"] == "google.rpc.ErrorInfo"]
-        return str(found)
-
-
-class Web:
-    """The gateway of a service."""
-
-    def __init__(self, service: Served, address: str) -> None:
-        self.service = service
-        self.address = address
-
-    def ask(
-        self, path: str, body: object = None, *, headers: dict[str, str] | None = None, method: str = "POST"
-    ) -> Answer:
-        """One request, as any HTTP client sends it."""
-        data = body if isinstance(body, bytes) else json.dumps(body or {}).encode()
-        url = f"http://{self.address}{path}"
-        request = urllib.request.Request(url, data if method == "POST" else None, headers or JSON, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return Answer(answer.status, json.loads(answer.read()))
-        except urllib.error.HTTPError as error:
-            return Answer(error.code, json.loads(error.read()))
-
-    def call(self, method: str, body: object = None) -> Any:
-        """The answer to a method that succeeds."""
-        answer = self.ask(f"/shardyard.v1.{method}", body)
-        assert answer.status == 200, answer
-        return answer.body
-
-    def stream(self, method: str, *messages: object) -> list[Any]:
-        """The messages of a stream, by Connect's own client."""
-        command = [BIN / "buf", "curl", "--protocol", "connect", "--schema", ROOT / "protos", "-d", "@-"]
-        done = subprocess.run(
-            [*command, f"http://{self.address}/shardyard.v1.{method}"],
-            input="\n".join(map(json.dumps, messages)),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        decoder, text, found = json.JSONDecoder(), done.stdout.strip(), []
-        while text:
-            value, end = decoder.raw_decode(text)
-            found.append(value)
-            text = text[end:].lstrip()
-        return found
-
-    def process(self) -> psutil.Process:
-        """Its process."""
-        assert self.service.process is not None
-        children = psutil.Process(self.service.process.pid).children()
-        return next(each for each in children if "shardyard_coordinator.web.gateway" in each.cmdline())
-
-
-@contextlib.contextmanager
-def answering(folder: Path, *options: str) -> Iterator[Web]:
-    """A service with a gateway on a free port."""
-    with served(folder, "local", "--http", "127.0.0.1:0", *options) as service:
-        found = None
-        while not (found := re.search(r"JSON over HTTP on http://(\S+);", (service.folder / "serve.log").read_text())):
-            assert service.process is not None and service.process.poll() is None
-            time.sleep(0.05)
-        yield Web(service, found[1])
 
 
 @pytest.fixture(scope="module")
@@ -314,8 +233,8 @@ def test_an_address_that_is_taken_is_said_and_ends_the_start(tmp_path: Path) -> 
     assert done.returncode == 69 and f"cannot answer HTTP on {address}" in done.stderr and "--http" in done.stderr
 
 
-def test_without_insecure_only_this_machine_is_listened_to(tmp_path: Path) -> None:
-    command = [BIN / "shardyard", "serve", "--http", "0.0.0.0:7401", "--state-dir", tmp_path / "state"]
+def test_without_tls_or_insecure_only_this_machine_is_listened_to(tmp_path: Path) -> None:
+    command = [BIN / "shardyard", "serve", "--http", "0.0.0.0:7480", "--state-dir", tmp_path / "state"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0 and "not a loopback address" in done.stderr
 
@@ -330,10 +249,3 @@ def test_a_caller_is_recognised_by_the_token_of_its_header(tmp_path: Path) -> No
         token = (guarded.service.state / "admin-token").read_text().strip()
         answer = guarded.ask(path, request, headers={**JSON, "authorization": f"Bearer {token}"})
         assert (answer.status, answer.body) == (200, {})
-
-
-def test_http_is_refused_beside_tls_which_it_cannot_speak(tmp_path: Path) -> None:
-    files = ["--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "key.pem"]
-    command = [BIN / "shardyard", "serve", "--http", "127.0.0.1:0", *files, "--state-dir", tmp_path / "state"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0 and "--http does not go with --tls-cert" in done.stderr

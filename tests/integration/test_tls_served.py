@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import io
+import ipaddress
 import json
 import os
 import sys
@@ -30,7 +31,7 @@ from shardyard.v1 import job_service_pb2 as jobs
 from shardyard_coordinator.domain.access import Role
 from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve.access import Access
-from shardyard_coordinator.serve.certificates import Tls, TlsUnusable
+from shardyard_coordinator.serve.certificates import TlsUnusable, server_credentials
 from shardyard_coordinator.serve.first_admin import ensure_admin
 from shardyard_coordinator.serve.protection import Authentication, TlsFiles
 from shardyard_coordinator.store import access as rows
@@ -56,7 +57,7 @@ async def lists(port: int, credentials: grpc.ChannelCredentials) -> grpc.StatusC
 async def test_certificates_are_swapped_while_a_stream_runs(tmp_path: Path) -> None:
     first, second = Authority("first"), Authority("second")
     certificate, key = first.sign(*HERE).write(tmp_path, "server")
-    tls = Tls(TlsFiles(certificate, key)).credentials(), channel_credentials(first)
+    tls = server_credentials(TlsFiles(certificate, key)), channel_credentials(first)
     async with serving(tmp_path, tls=tls) as service:
         await send_dataset(service, "corpus", {"a.txt": b"hello\n"})
         request = create("story")
@@ -79,12 +80,22 @@ async def test_certificates_are_swapped_while_a_stream_runs(tmp_path: Path) -> N
         assert batch.events[-1].state.to
 
 
+UNUSABLE: list[list[x509.GeneralName]] = [
+    [],
+    [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))],
+    [x509.DNSName("node\0.example.org")],
+    [x509.UniformResourceIdentifier("spiffe://example.org/\nalice")],
+    [x509.RFC822Name(" alice@example.org")],
+    [x509.DNSName("n" * 251)],
+]
+
+
 async def test_a_client_certificate_says_who_calls(tmp_path: Path) -> None:
     authority, stranger = Authority(), Authority("stranger")
     certificate, key = authority.sign(*HERE).write(tmp_path, "server")
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     alice = authority.sign(x509.DNSName("node-1"), x509.UniformResourceIdentifier("spiffe://example.org/alice"))
-    tls = Tls(TlsFiles(certificate, key, tmp_path / "ca.pem")).credentials(), channel_credentials(authority, alice)
+    tls = server_credentials(TlsFiles(certificate, key, tmp_path / "ca.pem")), channel_credentials(authority, alice)
     async with serving(
         tmp_path, tls=tls, access=lambda clock: Access(Authentication(is_required=True), clock)
     ) as service:
@@ -105,10 +116,12 @@ async def test_a_client_certificate_says_who_calls(tmp_path: Path) -> None:
         known = stranger.sign(x509.DNSName("node-1"))
         for others in (None, known):
             assert await lists(service.port, channel_credentials(authority, others)) is grpc.StatusCode.UNAVAILABLE
-        nameless = channel_credentials(authority, authority.sign())
-        async with grpc.aio.secure_channel(f"127.0.0.1:{service.port}", nameless) as channel:
-            stub = auth_service_pb2_grpc.AuthServiceStub(channel)
-            assert (await refused(stub.GetIdentity(auth.GetIdentityRequest()))).reason == "CREDENTIALS_INVALID"
+        for names in UNUSABLE:
+            nameless = channel_credentials(authority, authority.sign(*names))
+            async with grpc.aio.secure_channel(f"127.0.0.1:{service.port}", nameless) as channel:
+                stub = auth_service_pb2_grpc.AuthServiceStub(channel)
+                failure = await refused(stub.GetIdentity(auth.GetIdentityRequest()))
+                assert failure.reason == "CREDENTIALS_INVALID", names
         (tmp_path / "ca.pem").write_bytes(stranger.pem)  # The authority is another one from now on.
         for one, code in ((alice, grpc.StatusCode.UNAVAILABLE), (known, grpc.StatusCode.PERMISSION_DENIED)):
             assert await lists(service.port, channel_credentials(authority, one)) is code
@@ -130,7 +143,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         (TlsFiles(certificate, key, tmp_path / "empty.pem"), "empty.pem"),
     ):
         with pytest.raises(TlsUnusable, match=said):
-            Tls(files)
+            server_credentials(files)
 
 
 def test_a_profile_is_used_for_its_own_server_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +233,7 @@ async def operated(
     authority = Authority()
     certificate, key = authority.sign(*HERE).write(tmp_path, "server")
     (tmp_path / "ca.pem").write_bytes(authority.pem)
-    tls = Tls(TlsFiles(certificate, key)).credentials(), channel_credentials(authority)
+    tls = server_credentials(TlsFiles(certificate, key)), channel_credentials(authority)
     async with serving(tmp_path, tls=tls, access=guarded_access) as service:
         assert await ensure_admin(service.store, tmp_path, service.clock) == tmp_path / "admin-token"
         await service.access.reload()

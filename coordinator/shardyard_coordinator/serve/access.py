@@ -8,10 +8,10 @@ serves, so a change counts from its commit on; streams that are not allowed any 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -20,6 +20,8 @@ from shardyard_coordinator.domain.access import (
     CERTIFICATE_CREDENTIAL,
     LOCAL,
     OIDC_CREDENTIAL,
+    OWN_NAME,
+    RESERVED,
     BindingRecord,
     Caller,
     Permission,
@@ -47,16 +49,7 @@ _DENIALS: Final = 20
 _DENIAL_EVERY_S: Final = 10.0
 _MOST_COUNTED: Final = 10_000
 _RELOAD_S: Final = 1.0
-
-
-class Context(Protocol):
-    """What is read of a call's grpc context."""
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """The metadata that the caller sent."""
-
-    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
-        """What TLS knows of the connection."""
+Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Access:
@@ -74,6 +67,11 @@ class Access:
         self._denials = Buckets(_DENIALS, 1 / _DENIAL_EVERY_S, clock)
         self._reloading = asyncio.Lock()
         self._unsaid: dict[tuple[str, str], int] = {}
+        self._changed: list[Callable[[], None]] = []
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` after every change of tokens and roles, in the loop."""
+        self._changed.append(changed)
 
     async def open(self, store: Store) -> None:
         """Reads tokens and roles; callers are let in from now on."""
@@ -95,15 +93,17 @@ class Access:
                     await asyncio.sleep(_RELOAD_S)
             self._tokens.replace(tokens)
             self.rights = Rights(bindings)
+            for changed in self._changed:
+                changed()
 
-    async def admit(self, call: Call, context: Context) -> Call:
+    async def admit(self, call: Call, metadata: Metadata) -> Call:
         """The call with its caller. Raises: Refused CREDENTIALS_MISSING, CREDENTIALS_INVALID, CREDENTIALS_EXPIRED …"""
         if not self.how.is_required:
-            return dataclasses.replace(call, caller=LOCAL, rights=self.rights, only_own=False)
+            return replace(call, caller=LOCAL, rights=self.rights, only_own=False)
         if is_open(call.method):
             return call
         await until_ready(self._opened, call)
-        return dataclasses.replace(call, caller=await self._recognised(call, context), rights=self.rights)
+        return replace(call, caller=await self._recognised(call, metadata), rights=self.rights)
 
     def check_method(self, call: Call) -> None:
         """Raises: Refused ACCESS_DENIED if the caller may call the method nowhere, so that nothing is read for it."""
@@ -122,7 +122,7 @@ class Access:
         if not may(self.rights, call.caller, call.method, project):
             raise denial(self.rights, call.caller, call.method, project)
         only_own = not self.rights.may(call.caller, Permission.ADMIN, project)
-        return dataclasses.replace(call, rights=self.rights, project=project, only_own=only_own)
+        return replace(call, rights=self.rights, project=project, only_own=only_own)
 
     def verdict(self, call: Call) -> Refused | None:
         """Why a call that was let in is not allowed any more; None: it still is."""
@@ -138,6 +138,25 @@ class Access:
         if refused is None and not may(self.rights, caller, call.method, call.project):
             return denial(self.rights, caller, call.method, call.project)
         return refused
+
+    def why_not_view(self, principal: str, groups: frozenset[str], project: str) -> str:
+        """Why one who does not call just now may not view the project; empty: it may.
+
+        It needs a role of its own or of its groups, and a principal of tokens also a valid token that is not narrowed
+        to less: without one it could not look itself.
+        """
+        if not self.how.is_required:
+            return ""
+        if principal in RESERVED:
+            return "it was made when the service did not ask who calls, so nobody answers for it"
+        caller = Caller(principal, groups=groups)
+        if not self.rights.may(caller, Permission.VIEW, project):
+            return f"{principal}, who made it, has no role in projects/{project} any more"
+        tokens = self._tokens.live(principal) if OWN_NAME.fullmatch(principal) else None
+        callers = [caller] if tokens is None else [replace(caller, scopes=each.scopes or None) for each in tokens]
+        if not any(self.rights.may(each, Permission.VIEW, project) for each in callers):
+            return f"{principal}, who made it, has no valid token for projects/{project} any more"
+        return ""
 
     async def note(self, call: Call, refused: Refused) -> None:
         """Records a denial, before the caller hears of it; many equal ones of one caller become one entry."""
@@ -158,15 +177,15 @@ class Access:
         except Refused as error:
             log.error("a denial is not in the audit log (%s): %s %s", error.reason, actor, refused.reason)
 
-    async def _recognised(self, call: Call, context: Context) -> Caller:
-        token = bearer_of(context.invocation_metadata())
+    async def _recognised(self, call: Call, metadata: Metadata) -> Caller:
+        token = bearer_of(metadata)
         if token is not None and token.startswith(PREFIX):
             return self._tokens.caller(token, call.host)
         if token is not None:
             if self._jwts is None:
                 raise invalid("the bearer token is not one of this service (`sy_…`); log in again")
             return await self._jwts.caller(token)
-        caller = self._certificates.caller(context.auth_context())
+        caller = self._certificates.caller(call.holder)
         if caller is None:
             text = "the service wants to know who calls; set SHARDYARD_TOKEN, or run `shardyard login`"
             raise Refused(Reason.CREDENTIALS_MISSING, text)

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from shardyard_coordinator.domain.access import Caller, Permission
 from shardyard_coordinator.seams import Actor
+from shardyard_coordinator.serve.certificates import Holder
 from shardyard_coordinator.serve.permissions import no_right
 from shardyard_coordinator.serve.rights import Rights
 from shardyard_coordinator.serve.wire import Shape, shape_of
@@ -21,6 +22,7 @@ from shardyard_coordinator.serve.wire import Shape, shape_of
 class Call:
     """Who calls what, over which connection, and until when: `deadline_s` is on the loop's clock; None: no limit.
 
+    `peer` is the caller's address in gRPC's form, `holder` whom its client certificate names; None: it has none.
     `project` and `resource` are those that the request names, once it is read. `only_own`: what others made in the
     project may not be changed. `traceparent` is the span of the call in W3C's form; empty: the call is not traced.
     """
@@ -30,6 +32,7 @@ class Call:
     request_id: str
     deadline_s: float | None
     peer: str = ""
+    holder: Holder | None = None
     rights: Rights = field(default_factory=Rights, repr=False)
     project: str | None = None
     resource: str = ""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -90,12 +91,16 @@ class Door:
     late: Late
     access: Access
 
-    async def start(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-        """Binds, begins to answer, returns the port; with credentials by TLS alone.
+    async def start(
+        self, address: str, credentials: grpc.ServerCredentials | None = None, *, http: Path | None = None
+    ) -> int:
+        """Binds, begins to answer, returns the port; with credentials by TLS alone. `http` is the HTTP door's socket.
 
         Raises: OSError if the address is taken or not this machine's.
         """
         port = self.server.bind(address, credentials)
+        if http is not None:
+            self.server.bind_door(http)
         await self.server.start()
         return port
 

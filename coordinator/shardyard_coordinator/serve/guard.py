@@ -1,9 +1,10 @@
 """Every call of every service passes the guard, which turns every error into a status with its reason.
 
 Handlers get bytes from grpc.aio (no deserializer) and are parsed here: bare aio answers undecodable bytes and
-exceptions with UNKNOWN and their text. The order: deadline, authentication, whether the caller may call
-the method anywhere, in-flight limits, parsing, validation, whether it may in the project that the request names, the
-method itself. Denials are recorded. An exception's text goes to the log only, under an id that the caller gets.
+exceptions with UNKNOWN and their text. The order: deadline, where the call comes from, authentication, whether the
+caller may call the method anywhere, in-flight limits, parsing, validation, whether it may in the project that the
+request names, the method itself. Denials are recorded. An exception's text goes to the log only, under an id that the
+caller gets.
 
 The fields of a message are counted before it is parsed. A message of more than a thousand fields, or of much text, is
 parsed and validated in one thread beside the loop, one after the other, so that other calls are served meanwhile.
@@ -19,6 +20,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import grpc
@@ -34,6 +36,7 @@ from shardyard_coordinator.serve.call import Call, Method
 from shardyard_coordinator.serve.limits import InFlight, Limits, is_waiting
 from shardyard_coordinator.serve.observed import UNKNOWN_METHOD, NullObserver, Observer, Outcome
 from shardyard_coordinator.serve.openings import Openings
+from shardyard_coordinator.serve.origin import Origins
 from shardyard_coordinator.serve.reading import Requests, Validate
 from shardyard_coordinator.serve.validation.naming import resource_of
 
@@ -71,7 +74,8 @@ class GuardedServer:
         access: Access,
         observer: Observer | None = None,
     ) -> None:
-        guard = Guard(validate, limits, access, observer or NullObserver())
+        self._origins = Origins()
+        guard = Guard(validate, limits, access, observer or NullObserver(), self._origins)
         self._guard = guard
         self._server = grpc.aio.server(
             options=transport_options(limits), handlers=(_Table({each.path: each for each in methods}, guard),)
@@ -92,6 +96,18 @@ class GuardedServer:
         if port == 0:
             raise OSError(_no_port(address))
         return port
+
+    def bind_door(self, path: Path) -> None:
+        """Binds the socket of the HTTP door, at a path of at most 107 bytes; before `start`. Raises: OSError."""
+        try:
+            self._server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {path}, the socket of --http; look at its folder") from error
+
+    @property
+    def secret(self) -> str:
+        """By which the HTTP door proves what it is."""
+        return self._origins.secret
 
     async def start(self) -> None:
         """Starts listening and serving."""
@@ -118,10 +134,13 @@ class _Table(grpc.GenericRpcHandler):  # type: ignore[misc]
 class Guard:
     """Runs behaviours, and turns their errors into statuses."""
 
-    def __init__(self, validate: Validate, limits: Limits, access: Access, observer: Observer) -> None:
+    def __init__(
+        self, validate: Validate, limits: Limits, access: Access, observer: Observer, origins: Origins
+    ) -> None:
         self._observer = observer
         self._requests = Requests(validate, limits)
         self._access = access
+        self._origins = origins
         self._limits = limits
         self._in_flight = InFlight(limits)
         self._openings = Openings()
@@ -170,7 +189,8 @@ class Guard:
             with self._observed(call, context) as outcome:
                 call = dataclasses.replace(call, traceparent=outcome.traceparent) if outcome.traceparent else call
                 try:
-                    call = await self._access.admit(call, context)
+                    call = self._origins.locate(call, context)
+                    call = await self._access.admit(call, context.invocation_metadata())
                     outcome.principal = call.principal
                     self._access.check_method(call)
                     with self._in_flight.unary(method.path, call.principal or call.host):
@@ -201,7 +221,8 @@ class Guard:
             held = self._streams[task] = _Held(self._call(method.path, context, None))
             with self._observed(held.call, context) as outcome:
                 try:
-                    held.call = await self._access.admit(held.call, context)
+                    held.call = self._origins.locate(held.call, context)
+                    held.call = await self._access.admit(held.call, context.invocation_metadata())
                     outcome.principal = held.call.principal
                     self._access.check_method(held.call)
                     if self._draining:

@@ -32,7 +32,9 @@ from shardyard.v1 import (
     server_service_pb2,
     webhook_service_pb2,
 )
+from shardyard_coordinator.serve.origin import claim
 from shardyard_coordinator.web.bodies import Bodies, Body
+from shardyard_coordinator.web.callers import caller
 from shardyard_coordinator.web.failures import connect_error
 
 FILES = (
@@ -73,19 +75,15 @@ def services() -> Iterator[ServiceDescriptor]:
 
 
 class Calls:
-    """Calls to the service at an address. Made inside the loop that uses it."""
+    """Calls over the service's socket for the door, with its secret. Made inside the loop that uses it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, path: str, secret: str) -> None:
         self._bodies = Bodies()
-        # Several connections: the service takes turns among those who ask for answers of models by their connection.
-        self._channels: Sequence[grpc.aio.Channel] = [
-            grpc.aio.insecure_channel(address, options=_OPTIONS) for _ in range(_CHANNELS)
-        ]
+        self._line = _Line(path, secret)
 
     async def close(self) -> None:
         """Ends all calls."""
-        for channel in self._channels:
-            await channel.close()
+        await self._line.close()
 
     def endpoints(self) -> Mapping[str, Any]:
         """All methods by their paths."""
@@ -100,8 +98,8 @@ class Calls:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         try:
-            stub = health_pb2_grpc.HealthStub(self._channels[0])
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
+            stub = health_pb2_grpc.HealthStub(self._line.channel())
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2.0, metadata=(self._line.claim(),))
         except grpc.aio.AioRpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -109,7 +107,7 @@ class Calls:
     def _endpoint(self, method: MethodDescriptor) -> Any:
         path = f"/{method.containing_service.full_name}/{method.name}"
         takes, gives = (message_factory.GetMessageClass(each) for each in (method.input_type, method.output_type))
-        one = _Method(path, takes, gives, self._bodies, self._channels)
+        one = _Method(path, takes, gives, self._bodies, self._line)
         kind = _KINDS[method.client_streaming, method.server_streaming]
         described: MethodInfo[Any, Any] = MethodInfo(
             name=method.name,
@@ -136,19 +134,19 @@ class _Method:
         takes: type[Message],
         gives: type[Message],
         bodies: Bodies,
-        channels: Sequence[grpc.aio.Channel],
+        line: _Line,
     ) -> None:
         self._path = path
         self._takes = takes
         self._gives = gives
         self._bodies = bodies
-        self._channels = channels
+        self._line = line
 
     async def unary(self, body: Body, context: RequestContext[Any, Any]) -> bytes:
         """One request, one answer."""
         request = await self._bodies.to_service(body, self._takes)
         try:
-            answer = await self._channel(context).unary_unary(self._path)(request, **_terms(context))
+            answer = await self._line.channel().unary_unary(self._path)(request, **self._line.terms(context))
         except grpc.aio.AioRpcError as error:
             raise connect_error(error) from None
         return await self._bodies.to_client(answer, self._gives, is_json=body.is_json)
@@ -156,7 +154,7 @@ class _Method:
     async def answers(self, body: Body, context: RequestContext[Any, Any]) -> AsyncIterator[bytes]:
         """One request, a stream of answers."""
         request = await self._bodies.to_service(body, self._takes)
-        call = self._channel(context).unary_stream(self._path)(request, **_terms(context))
+        call = self._line.channel().unary_stream(self._path)(request, **self._line.terms(context))
         try:
             async for answer in call:
                 yield await self._bodies.to_client(answer, self._gives, is_json=body.is_json)
@@ -180,7 +178,7 @@ class _Method:
                 raise
 
         try:
-            answer = await self._channel(context).stream_unary(self._path)(requests(), **_terms(context))
+            answer = await self._line.channel().stream_unary(self._path)(requests(), **self._line.terms(context))
         except grpc.aio.AioRpcError as error:
             raise fault or connect_error(error) from None
         except asyncio.CancelledError:
@@ -189,17 +187,36 @@ class _Method:
             raise
         return await self._bodies.to_client(answer, self._gives, is_json=is_json)
 
-    def _channel(self, context: RequestContext[Any, Any]) -> grpc.aio.Channel:
-        """The one of the client's machine."""
-        host = (context.client_address or "").rpartition(":")[0]
-        return self._channels[hash(host) % len(self._channels)]
 
+class _Line:
+    """Connections to the service, and what a call says on them of its caller."""
 
-def _terms(context: RequestContext[Any, Any]) -> dict[str, Any]:
-    """Deadline and metadata of a call. Raises: ConnectError for headers that are not text."""
-    given = [(name, context.request_headers.get(name)) for name in PASSED_ON]
-    metadata = tuple((name, value) for name, value in given if value)
-    if not all(value.isascii() and value.isprintable() for _, value in metadata):
-        raise ConnectError(Code.INVALID_ARGUMENT, f"the headers {', '.join(PASSED_ON)} are printable ASCII; send that")
-    left_ms = context.timeout_ms
-    return {"metadata": metadata, "timeout": None if left_ms is None else max(left_ms / 1000, 0.0)}
+    def __init__(self, path: str, secret: str) -> None:
+        self._secret = secret
+        # Several, because the calls of one share its flow control.
+        self._channels: Sequence[grpc.aio.Channel] = [
+            grpc.aio.insecure_channel(f"unix:{path}", options=_OPTIONS) for _ in range(_CHANNELS)
+        ]
+
+    async def close(self) -> None:
+        """Ends all calls."""
+        for channel in self._channels:
+            await channel.close()
+
+    def channel(self) -> grpc.aio.Channel:
+        """The one of the caller's connection."""
+        return self._channels[hash(caller().peer) % len(self._channels)]
+
+    def claim(self) -> tuple[str, bytes]:
+        """By which the service knows the door, and whose call it makes."""
+        return claim(self._secret, *caller())
+
+    def terms(self, context: RequestContext[Any, Any]) -> dict[str, Any]:
+        """Deadline and metadata of a call. Raises: ConnectError for headers that are not text."""
+        given = [(name, context.request_headers.get(name)) for name in PASSED_ON]
+        passed = [(name, value) for name, value in given if value]
+        if not all(value.isascii() and value.isprintable() for _, value in passed):
+            text = f"the headers {', '.join(PASSED_ON)} are printable ASCII; send that"
+            raise ConnectError(Code.INVALID_ARGUMENT, text)
+        left_ms = context.timeout_ms
+        return {"metadata": (*passed, self.claim()), "timeout": None if left_ms is None else max(left_ms / 1000, 0.0)}

@@ -1,7 +1,8 @@
-"""The process that answers HTTP: `python -m ...web.gateway --listen HOST:PORT --service HOST:PORT --fd N`.
+"""The process that answers HTTP: `python -m ...web.gateway --listen HOST:PORT --service SOCKET --fd N`.
 
-It is a process of its own, so that reading JSON holds up no other client of the service. On the socket N it says one
-line of JSON, {"port"} or {"error"}; it ends in good order when the other end of the socket is closed.
+It is a process of its own, so that reading JSON holds up no other client of the service. On the socket N it hears the
+secret by which it calls the service, and says one line of JSON, {"port"} or {"error"}; it ends in good order when the
+other end of the socket is closed.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ import asyncio
 import json
 import logging
 import socket
+import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from connectrpc.server import ConnectASGIApplication
 
+from shardyard_coordinator.serve.certificates import TlsUnusable
+from shardyard_coordinator.serve.protection import TlsFiles
 from shardyard_coordinator.web.bodies import PassThrough
+from shardyard_coordinator.web.callers import KnownProtocol
 from shardyard_coordinator.web.calls import Calls
 from shardyard_coordinator.web.front import Front
-from shardyard_coordinator.web.patience import PatientProtocol
+from shardyard_coordinator.web.tls import server_context
 
 MAX_BODY_BYTES = 6 * 1024 * 1024
 """A message of 4 MiB has 5.4 MB as JSON if it is all bytes."""
@@ -47,25 +54,38 @@ def main() -> int:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--service", required=True)
     parser.add_argument("--local", action="store_true")
+    parser.add_argument("--tls", nargs="+", type=Path, default=())
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     control = socket.socket(fileno=arguments.fd)
+    with control.makefile("r") as said:
+        secret = said.readline().strip()
     host, _, port = arguments.listen.rpartition(":")
     host = host.strip("[]")
     try:
+        tls = server_context(TlsFiles(*arguments.tls)) if arguments.tls else None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, int(port)), family=family, backlog=512)
-    except OSError as error:
-        control.sendall(json.dumps({"error": error.strerror or str(error)}).encode() + b"\n")
+    except (OSError, TlsUnusable) as error:
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        control.sendall(json.dumps({"error": why}).encode() + b"\n")
         return 1
     with listener:
-        asyncio.run(_serve(listener, arguments.service, control, is_local=arguments.local))
+        calls = partial(Calls, arguments.service, secret)
+        asyncio.run(_serve(listener, calls, control, tls=tls, is_local=arguments.local))
     return 0
 
 
-async def _serve(listener: socket.socket, service: str, control: socket.socket, *, is_local: bool) -> None:
-    calls = Calls(service)
+async def _serve(
+    listener: socket.socket,
+    make_calls: Callable[[], Calls],
+    control: socket.socket,
+    *,
+    tls: ssl.SSLContext | None,
+    is_local: bool,
+) -> None:
+    calls = make_calls()
     endpoints = calls.endpoints()
     application = _Application(
         service=endpoints,
@@ -77,7 +97,7 @@ async def _serve(listener: socket.socket, service: str, control: socket.socket, 
     server = uvicorn.Server(
         uvicorn.Config(
             front,
-            http=PatientProtocol,
+            http=KnownProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -88,6 +108,7 @@ async def _serve(listener: socket.socket, service: str, control: socket.socket, 
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=_DRAIN_S,
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         )
     )
 

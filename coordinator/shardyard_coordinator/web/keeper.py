@@ -9,14 +9,20 @@ import json
 import logging
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardyard_coordinator.launch.child import kill_group, start_child
+from shardyard_coordinator.serve.protection import TlsFiles
 
 PACKAGES = ("connectrpc", "uvicorn")
 _START_S = 60.0
 _END_S = 10.0
 _AGAIN_S = 1.0
+_SOCKET = "http.sock"
+_MOST_PATH = 107
 
 _log = logging.getLogger(__name__)
 
@@ -26,14 +32,41 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-class Gateway:
-    """JSON over HTTP at `listen`, for the service at `service`. `is_local`: only this machine reaches it."""
+@contextlib.contextmanager
+def place_of_door(state_dir: Path) -> Iterator[Path]:
+    """Where the service listens for its gateway: in the state directory, which only this account can enter.
 
-    def __init__(self, *, listen: str, service: str, log: Path, is_local: bool) -> None:
-        self._listen = listen
-        self._service = service
-        self._log_path = log
-        self._is_local = is_local
+    If its path is too long for a socket, in a new folder of the same kind. Raises: OSError.
+    """
+    if len(os.fsencode(place := state_dir.absolute() / _SOCKET)) <= _MOST_PATH:
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="shardyard-") as folder:
+        yield Path(folder) / _SOCKET
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How HTTP is answered at `listen`, and how the service is called: over the socket `service`, with its secret.
+
+    `tls` are the service's files; None: without. `is_local`: only this machine reaches it.
+    """
+
+    listen: str
+    service: Path
+    secret: str = field(repr=False)
+    tls: TlsFiles | None
+    log: Path
+    is_local: bool
+
+
+class Gateway:
+    """JSON over HTTP, in a process of its own."""
+
+    def __init__(self, how: Answering) -> None:
+        self._how = how
+        self._listen = how.listen
+        self._log_path = how.log
         self._keeping: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
@@ -75,12 +108,16 @@ class Gateway:
 
     async def _launch(self) -> tuple[asyncio.subprocess.Process, socket.socket, int]:
         arguments = ["-P", "-m", "shardyard_coordinator.web.gateway", "--listen", self._listen]
-        arguments += ["--service", self._service, *(["--local"] if self._is_local else [])]
+        arguments += ["--service", str(self._how.service), *(["--local"] if self._how.is_local else [])]
+        if self._how.tls is not None:
+            arguments += ["--tls", *map(str, self._how.tls.all)]
         with self._log_path.open("ab") as log:
             process, control = await start_child(
                 arguments, fd_option="--fd", environment=os.environ, stdout=log, stderr=log
             )
         try:
+            # Not among the arguments, nor in the environment, which others can read.
+            control.sendall(f"{self._how.secret}\n".encode())
             return process, control, await self._port(control)
         except BaseException:
             control.close()

@@ -1,0 +1,55 @@
+"""What the service says when it starts: how it is reached, what is dangerous, and where the first token is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TextIO
+
+from shardyard_coordinator.serve.first_admin import FILE
+from shardyard_coordinator.settings import Settings, is_loopback
+
+
+@dataclass(frozen=True)
+class Said:
+    """Addresses of gRPC, of HTTP and of metrics, empty if there is none; and where the first admin's token is."""
+
+    address: str
+    http: str
+    metrics: str
+    first_token: str
+
+
+def greet(settings: Settings, said: Said, *, output: TextIO, errors: TextIO) -> None:
+    """Prints the warnings, and where the service answers."""
+    for warning in warnings_of(settings):
+        print(warning, file=errors, flush=True)
+    where = "" if said.address == "127.0.0.1:7400" else f"SHARDYARD_ADDRESS={said.address} "
+    lines = [f"Shardyard serves on {said.address}; next: {where}shardyard submit FILE.yaml", said.first_token]
+    if said.metrics:
+        if not is_loopback(settings.admin_host):
+            print("--admin-listen: everyone who reaches the port may read the metrics", file=errors, flush=True)
+        lines.append(f"Metrics are on http://{said.metrics}/metrics")
+    if said.http:
+        scheme = "https" if settings.tls else "http"
+        lines.append(f"JSON over HTTP on {scheme}://{said.http}; its calls are described at /openapi.json")
+    print("\n".join(filter(None, lines)), file=output, flush=True)
+
+
+def greet_standby(settings: Settings, output: TextIO) -> None:
+    """Prints what a service that may wait for days waits for."""
+    print("--standby: this service takes over when the one that leads the store ends", file=output, flush=True)
+    if settings.authentication.is_required:
+        text = (
+            f"the token of the first admin is made once, as {FILE} in the state directory of the service that leads "
+            "first; that service says where, `shardyard tokens` too, and this one when it takes over"
+        )
+        print(text, file=output, flush=True)
+
+
+def warnings_of(settings: Settings) -> list[str]:
+    """What the operator should know about how the service is reached."""
+    if not settings.insecure:
+        return []
+    if settings.authentication.is_required:
+        return ["--insecure: calls are not encrypted, so everybody on the way can read tokens"] * (not settings.tls)
+    return ["--insecure: everyone who reaches the port may do everything"]
