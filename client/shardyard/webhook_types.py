@@ -31,7 +31,8 @@ class ProjectEvent:
 
 @dataclass(frozen=True)
 class WebhookInfo:
-    """A webhook as it was when it was read: `state` is active, failing or disabled, `message` says why.
+    """A webhook as it was when it was read: `state` is active, failing, suspended (its
+    maker may not view the project) or disabled, `message` says why.
 
     `secret` is empty, except after the webhook was made and after its secret was changed.
     """

@@ -16,7 +16,6 @@ from helpers.service import Service, serving
 from shardyard.v1 import auth_service_pb2 as auth
 from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.first_admin import ensure_admin
-from shardyard_coordinator.serve.limits import Limits
 from shardyard_coordinator.serve.oidc import Jwts
 from shardyard_coordinator.serve.protection import Authentication, Issuer
 
@@ -100,15 +99,15 @@ class Guarded:
 
 
 @contextlib.asynccontextmanager
-async def guarded(folder: Path, *, limits: Limits | None = None) -> AsyncIterator[Guarded]:
-    """A service with authentication by tokens and JWTs, and its first admin."""
+async def guarded(folder: Path, **options: Any) -> AsyncIterator[Guarded]:
+    """A service with authentication by tokens and JWTs, and its first admin; `options` are those of `serving`."""
     issuer = FakeIssuer()
 
     def access(clock: Any) -> Access:
         known = Issuer(ISSUER, AUDIENCE)
         return Access(Authentication(is_required=True, issuer=known), clock, Jwts(known, clock, issuer.fetch))
 
-    async with serving(folder, access=access, limits=limits) as service:
+    async with serving(folder, access=access, **options) as service:
         path = await ensure_admin(service.store, folder, service.clock)
         assert path is not None and path.stat().st_mode & 0o777 == 0o600
         await service.access.reload()

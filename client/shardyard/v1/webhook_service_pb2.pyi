@@ -44,6 +44,8 @@ class Webhook(_message.Message):
         """The last attempt failed; the event is tried again at `next_attempt_time`."""
         STATE_DISABLED: Webhook._State.ValueType  # 3
         """Nothing is sent: a user has disabled it, it has failed for a day, or the receiver answered 410 Gone."""
+        STATE_SUSPENDED: Webhook._State.ValueType  # 4
+        """Nothing is sent: its maker may not view the project any more. It continues by itself when the maker may again."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """The states of a webhook."""
@@ -56,6 +58,8 @@ class Webhook(_message.Message):
     """The last attempt failed; the event is tried again at `next_attempt_time`."""
     STATE_DISABLED: Webhook.State.ValueType  # 3
     """Nothing is sent: a user has disabled it, it has failed for a day, or the receiver answered 410 Gone."""
+    STATE_SUSPENDED: Webhook.State.ValueType  # 4
+    """Nothing is sent: its maker may not view the project any more. It continues by itself when the maker may again."""
 
     NAME_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
@@ -87,7 +91,7 @@ class Webhook(_message.Message):
     state: Global___Webhook.State.ValueType
     """Assigned by the server."""
     message: _builtins.str
-    """Why it is FAILING or DISABLED, for people; assigned by the server."""
+    """Why it is FAILING, SUSPENDED or DISABLED, for people; assigned by the server."""
     cursor: _builtins.str
     """Everything up to it has been delivered: a cursor of EventService. Setting it delivers again, or skips. In a new one: empty: from now on."""
     secret: _builtins.str
@@ -95,7 +99,7 @@ class Webhook(_message.Message):
     failures: _builtins.int
     """Failed attempts since the last successful one; assigned by the server."""
     creator: _builtins.str
-    """Who made it; assigned by the server."""
+    """Who made it, and has to be allowed to view the project while events are sent; assigned by the server."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_job_service_pb2.EventKind.ValueType]:
         """Only these; empty: all."""

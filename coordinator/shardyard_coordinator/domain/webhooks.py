@@ -10,7 +10,8 @@ from shardyard_coordinator.domain.records import Place
 @dataclass(frozen=True)
 class WebhookRecord:
     """A webhook. `kinds` are numbers of EventKind, empty: all; `disabled_us` is 0 while events are sent; `failed_us` is
-    how long it has been failing, in service.
+    how long it has been failing, in service; `maker_groups` are those of the maker when it made or last changed it;
+    `suspended_us` is 0 while the maker may view the project.
     """
 
     id: int
@@ -38,6 +39,8 @@ class WebhookRecord:
     fingerprint: bytes
     create_us: int
     update_us: int
+    maker_groups: frozenset[str]
+    suspended_us: int
 
     @property
     def name(self) -> str:

@@ -125,7 +125,13 @@ class App:
         log = ProjectLog(parts.store, self._fanout, cursors)
         addresses = Addresses(parts.webhook_allow, resolve=sending.resolve)
         self._deliverer = Deliverer(
-            parts, log, self._fanout, addresses=addresses, timeouts=sending.timeouts, patience=sending.patience
+            parts,
+            log,
+            self._fanout,
+            access=door.access,
+            addresses=addresses,
+            timeouts=sending.timeouts,
+            patience=sending.patience,
         )
         self._door = door
         self.health = self._door.health

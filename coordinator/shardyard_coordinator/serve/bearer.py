@@ -86,6 +86,11 @@ class TokenBook:
             raise ended(known)
         return Caller(known.principal, known.name, scopes=known.scopes or None, expire_us=known.expire_us)
 
+    def live(self, principal: str) -> list[TokenRecord]:
+        """The tokens with which the principal can call now."""
+        now_us = self._clock.now_us()
+        return [each for each in self._known.values() if each.principal == principal and each.is_live(now_us)]
+
     def verdict(self, caller: Caller) -> Refused | None:
         """Why the token of a caller is not accepted any more; None: it is."""
         known = self._known.get(caller.credential.removeprefix("tokens/"))

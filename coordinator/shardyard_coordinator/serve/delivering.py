@@ -1,5 +1,7 @@
 """Delivers the events of each webhook: one request at a time, in order, again until it is answered with 2xx.
 
+Its maker has to be allowed to view the project at that moment, whatever it was allowed when it made the webhook.
+
 A webhook is a cursor over the project's log, as a watcher is: a receiver that is slow or dead costs nobody else
 anything, and holds nothing in memory. Its place moves in the transaction that records a delivery, so after a crash the
 same event is sent again, under the same id.
@@ -25,6 +27,7 @@ from shardyard_coordinator.domain.records import LoggedEvent, Place
 from shardyard_coordinator.domain.webhooks import DeliveryRecord, WebhookRecord
 from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve import signing
+from shardyard_coordinator.serve.access import Access
 from shardyard_coordinator.serve.addresses import Addresses
 from shardyard_coordinator.serve.fanout import EVERY_JOB, Fanout, webhook_of
 from shardyard_coordinator.serve.parts import Parts
@@ -63,6 +66,7 @@ class Deliverer:
         log: ProjectLog,
         fanout: Fanout,
         *,
+        access: Access,
         addresses: Addresses,
         timeouts: Timeouts | None = None,
         patience: Patience | None = None,
@@ -70,6 +74,7 @@ class Deliverer:
         self.parts = parts
         self.log = log
         self.fanout = fanout
+        self._access = access
         self._addresses = addresses
         self._timeouts = timeouts or Timeouts()
         self.patience = patience or Patience()
@@ -81,6 +86,7 @@ class Deliverer:
 
     async def start(self) -> None:
         """Begins to deliver for every webhook of the store."""
+        self._access.subscribe(self._rights_changed)
         for record in await self.parts.store.read_many(webhooks.list_webhooks):
             if not record.disabled_us:
                 self.look_again(record.uid)
@@ -100,6 +106,14 @@ class Deliverer:
         if task is None or task.done():
             self._tasks[uid] = asyncio.create_task(self._run(uid))
         self.fanout.wake(webhook_of(uid))
+
+    def why_not(self, record: WebhookRecord) -> str:
+        """Why its maker may not view what would be sent; empty: it may."""
+        return self._access.why_not_view(record.creator, record.maker_groups, record.project)
+
+    def _rights_changed(self) -> None:
+        for uid in self._tasks:
+            self.fanout.wake(webhook_of(uid))
 
     async def test(self, record: WebhookRecord) -> DeliveryRecord | None:
         """Sends one request of type `webhook.test`; None if another test of the webhook is being sent."""
@@ -188,6 +202,9 @@ class _Course:
                 if self._uid in self._deliverer.changed:
                     record = await self._read()
                     continue
+                if (why := self._deliverer.why_not(record)) or record.suspended_us:
+                    record = await self._suspend(record, why, waiter)
+                    continue
                 left_s = self._due_s - self._parts.clock.monotonic_s()
                 if left_s > 0:
                     await self._wait_out(left_s)
@@ -216,6 +233,22 @@ class _Course:
         """Waits out a back-off, unless the webhook is changed; the clock may be one that only tests move."""
         with self._fanout.interest(webhook_of(self._uid)) as waiter:
             await self._fanout.changed(waiter, min(left_s, self._patience.look_s))
+
+    async def _suspend(self, record: WebhookRecord, why: str, waiter: asyncio.Future[None]) -> WebhookRecord | None:
+        """Stops while the maker may not view the project, and starts again when it may."""
+        if not why:
+            self._due_s = 0.0
+            _log.warning("%s continues", record.name)
+            return await self._deliverer.record(partial(webhooks.resume, record=record)) or await self._read()
+        message = f"suspended: {why}; it continues when that changes, or an admin deletes it"
+        if not record.suspended_us or record.message != message:
+            _log.warning("%s is suspended: %s", record.name, why)
+            now_us = self._parts.clock.now_us()
+            changed = partial(webhooks.suspend, record=record, message=message, now_us=now_us)
+            return await self._deliverer.record(changed) or await self._read()
+        self._receiver.close()
+        await self._fanout.changed(waiter, self._patience.quiet_s)
+        return record
 
     async def _rest(self, record: WebhookRecord, waiter: asyncio.Future[None]) -> WebhookRecord | None:
         """Nothing is due: waits for an event, and after a while writes down how far it has looked."""
@@ -246,6 +279,8 @@ class _Course:
             if record.kinds and logged.record.kind not in record.kinds:
                 self._skipped += 1
                 continue
+            if self._deliverer.why_not(record):
+                return record
             place = Place(logged.record.position, end.removal)
             moved = await self._attempt(record, logged, place)
             if moved is None:

@@ -12,6 +12,7 @@ from google.protobuf import empty_pb2
 from sqlalchemy import Connection
 
 from shardyard.v1 import webhook_service_pb2 as pb
+from shardyard_coordinator.domain.access import Caller
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.records import Place
@@ -69,7 +70,7 @@ class WebhookService:
             place = newest_place(conn, project)
             if given is not None:
                 place = self._cursors.require_kept(conn, project, given, "webhook.cursor")
-            new = _new(request, project, call.principal, place, now_us)
+            new = _new(request, project, call.caller, place, now_us)
             made = webhooks.create_webhook(conn, new)
             if made.uid == new.uid:  # Else an earlier try has made it.
                 audit.record(conn, call.actor, made.name, now_us)
@@ -109,6 +110,8 @@ class WebhookService:
             record = webhooks.own_webhook(conn, name.project, name.id, call.actor)
             webhooks.check_etag(record, wanted.etag)
             changes: dict[str, Any] = {}
+            if call.principal == record.creator:
+                changes["maker_groups"] = call.caller.groups
             if "url" in fields:
                 changes["url"] = wanted.url
             if "kinds" in fields:
@@ -205,7 +208,7 @@ class WebhookService:
         return webhook
 
 
-def _new(request: pb.CreateWebhookRequest, project: str, principal: str, place: Place, now_us: int) -> WebhookRecord:
+def _new(request: pb.CreateWebhookRequest, project: str, maker: Caller, place: Place, now_us: int) -> WebhookRecord:
     wanted = request.webhook
     digest = hashlib.sha256(wanted.SerializeToString(deterministic=True)).digest()
     return WebhookRecord(
@@ -229,11 +232,13 @@ def _new(request: pb.CreateWebhookRequest, project: str, principal: str, place: 
         next_attempt_us=0,
         last_delivery_us=0,
         deliveries=0,
-        creator=principal,
+        creator=maker.principal,
         request_id=request.request_id,
         fingerprint=digest,
         create_us=now_us,
         update_us=now_us,
+        maker_groups=maker.groups,
+        suspended_us=0,
     )
 
 

@@ -188,6 +188,8 @@ def webhook_to_proto(record: WebhookRecord, cursor: str) -> webhook_service_pb2.
     state = webhook_service_pb2.Webhook.STATE_ACTIVE
     if record.disabled_us:
         state = webhook_service_pb2.Webhook.STATE_DISABLED
+    elif record.suspended_us:
+        state = webhook_service_pb2.Webhook.STATE_SUSPENDED
     elif record.failures:
         state = webhook_service_pb2.Webhook.STATE_FAILING
     webhook = webhook_service_pb2.Webhook(
@@ -205,7 +207,7 @@ def webhook_to_proto(record: WebhookRecord, cursor: str) -> webhook_service_pb2.
     )
     for field, value in (
         (webhook.failing_since, record.failing_since_us),
-        (webhook.next_attempt_time, 0 if record.disabled_us else record.next_attempt_us),
+        (webhook.next_attempt_time, 0 if record.disabled_us or record.suspended_us else record.next_attempt_us),
         (webhook.last_delivery_time, record.last_delivery_us),
         (webhook.create_time, record.create_us),
         (webhook.update_time, record.update_us),

@@ -322,6 +322,10 @@ webhook = Table(
     bytes_column("fingerprint"),
     number_column("create_us"),
     number_column("update_us"),
+    # The groups of its maker when it made or last changed it, as JSON.
+    text_column("maker_groups"),
+    # Since when its maker may not view the project.
+    number_column("suspended_us"),
     UniqueConstraint("project", "webhook_id", name="webhook_name"),
     sqlite_autoincrement=True,
 )

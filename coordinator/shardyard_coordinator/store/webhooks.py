@@ -7,6 +7,7 @@ the webhook since: so an update always wins over an attempt that was made meanwh
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,13 +44,14 @@ MAX_WEBHOOKS = 20
 """Of one project."""
 MAX_DELIVERIES = 200
 HOLD_US = 7 * 86_400_000_000
-"""For so long a disabled webhook keeps the events that it has not delivered from being removed."""
+"""For so long a disabled or suspended webhook keeps the events that it has not delivered from being removed."""
 _WELL: Mapping[str, Any] = {
     "failures": 0,
     "failed_us": 0,
     "failing_since_us": 0,
     "next_attempt_us": 0,
     "message": "",
+    "suspended_us": 0,
 }
 
 
@@ -66,7 +68,7 @@ def create_webhook(conn: Connection, new: WebhookRecord) -> WebhookRecord:
         text = f"projects/{new.project} has {count} webhooks, the most allowed; delete one, or use one for more kinds"
         raise Refused(Reason.QUOTA_EXCEEDED, text, metadata={"limit": str(MAX_WEBHOOKS)})
     values = {name: getattr(new, name) for name in _FIELDS if name not in ("id", "version")}
-    conn.execute(insert(tables.webhook).values({**values, "kinds": _written(new.kinds)}))
+    conn.execute(insert(tables.webhook).values(_written(values)))
     return require_webhook(conn, new.uid)
 
 
@@ -126,9 +128,7 @@ def update_webhook(conn: Connection, record: WebhookRecord, changes: Mapping[str
     `record` is the row as it was read in this transaction.
     """
     values = {**_WELL, **changes, "version": record.version + 1, "update_us": now_us}
-    if "kinds" in values:
-        values["kinds"] = _written(values["kinds"])
-    conn.execute(update(tables.webhook).where(_webhook.uid == record.uid).values(**values))
+    conn.execute(update(tables.webhook).where(_webhook.uid == record.uid).values(_written(values)))
     return require_webhook(conn, record.uid)
 
 
@@ -153,6 +153,16 @@ def skip_to(conn: Connection, record: WebhookRecord, place: Place) -> WebhookRec
 def disable(conn: Connection, record: WebhookRecord, changes: Mapping[str, Any]) -> WebhookRecord | None:
     """The service stops sending; `changes` say why. None if the webhook was updated or deleted meanwhile."""
     return _moved(conn, record, changes)
+
+
+def suspend(conn: Connection, record: WebhookRecord, message: str, now_us: int) -> WebhookRecord | None:
+    """Nothing is sent from now on. None if the webhook was updated or deleted meanwhile."""
+    return _moved(conn, record, {"suspended_us": record.suspended_us or now_us, "message": message})
+
+
+def resume(conn: Connection, record: WebhookRecord) -> WebhookRecord | None:
+    """Events are sent again from where it stopped. None if the webhook was updated or deleted meanwhile."""
+    return _moved(conn, record, {**_WELL, "holds": 1})
 
 
 def record_success(
@@ -199,9 +209,10 @@ def list_deliveries(conn: Connection, uid: str, *, before: int | None, limit: in
 
 
 def release_old(conn: Connection, now_us: int) -> None:
-    """Lets the events go that webhooks have kept which were disabled long ago."""
-    old = (_webhook.disabled_us > 0, _webhook.disabled_us < now_us - HOLD_US, _webhook.holds == 1)
-    conn.execute(update(tables.webhook).where(*old).values(holds=0))
+    """Lets the events go that webhooks have kept which were disabled or suspended long ago."""
+    for since_us in (_webhook.disabled_us, _webhook.suspended_us):
+        old = (since_us > 0, since_us < now_us - HOLD_US, _webhook.holds == 1)
+        conn.execute(update(tables.webhook).where(*old).values(holds=0))
 
 
 def _find(conn: Connection, project: str, webhook_id: str) -> WebhookRecord | None:
@@ -213,10 +224,17 @@ def _find(conn: Connection, project: str, webhook_id: str) -> WebhookRecord | No
 def _from_row(row: Row[Any] | tuple[Any, ...]) -> WebhookRecord:
     values = dict(zip(_FIELDS, row, strict=True))
     values["kinds"] = frozenset(int(each) for each in values["kinds"].split(",") if each)
+    values["maker_groups"] = frozenset(json.loads(values["maker_groups"] or "[]"))
     for name in ("old_secret", "fingerprint"):
         values[name] = values[name] or b""
     return WebhookRecord(**values)
 
 
-def _written(kinds: frozenset[int]) -> str:
-    return ",".join(map(str, sorted(kinds)))
+def _written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a record as the columns take them."""
+    found = dict(values)
+    if "kinds" in found:
+        found["kinds"] = ",".join(map(str, sorted(found["kinds"])))
+    if "maker_groups" in found:
+        found["maker_groups"] = json.dumps(sorted(found["maker_groups"]))
+    return found
