@@ -22,7 +22,7 @@ from helpers.repository import ROOT
 from shardyard.cli.app import make_app
 from shardyard_coordinator.launch.ray_head import _TEMP_PREFIX, _TEMP_ROOT
 from shardyard_coordinator.main import EXIT_CONFIG
-from shardyard_coordinator.settings import Settings
+from shardyard_coordinator.settings import Settings, is_loopback
 from shardyard_coordinator.store.failures import StoreBroken
 
 DEPLOY = ROOT / "deploy"
@@ -110,9 +110,15 @@ def test_every_command_and_flag_exists(where: str, words: list[str]) -> None:
         kept = {
             name.removeprefix("--").replace("-", "_"): value
             for name, value in given.items()
-            if name in ("--listen", "--admin-listen", "--log-format", "--log-level", "--ray-address", "--otlp-endpoint")
+            if name.removeprefix("--").replace("-", "_") in Settings.model_fields and value
         }
-        Settings(**kept, insecure="--insecure" in given)  # type: ignore[arg-type]
+        settings = Settings(**kept, auth="--auth" in given)  # type: ignore[arg-type]
+        assert is_loopback(settings.host) or (settings.tls and settings.authentication.is_required), where
+
+
+def test_nothing_that_is_deployed_or_typed_is_insecure() -> None:
+    for path in (*DEPLOY.rglob("*"), ROOT / "docs" / "operating.md"):
+        assert not path.is_file() or "--insecure" not in path.read_text(encoding="utf-8"), path
 
 
 def test_commands_are_found_in_every_place() -> None:
@@ -124,7 +130,8 @@ def test_commands_are_found_in_every_place() -> None:
 def test_every_variable_is_a_setting() -> None:
     texts = [path.read_text(encoding="utf-8") for path in (*DEPLOY.rglob("*"), *PAGES) if path.is_file()]
     named = {name for text in texts for name in re.findall(r"\bSHARDYARD_([A-Z_]+)\b", text)}
-    assert named and {name.lower() for name in named} <= Settings.model_fields.keys()
+    of_clients = {"ca", "address"}
+    assert named and {name.lower() for name in named} <= Settings.model_fields.keys() | of_clients
 
 
 def test_the_image_runs_as_nobody_special_and_is_healthy_by_its_own_word() -> None:
@@ -196,6 +203,21 @@ def test_the_schema_is_really_asked() -> None:
     broken = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": [{"nam": "y"}]}}
     with pytest.raises(Exception, match="nam"):
         kubernetes_validate.validate(broken, KUBERNETES, strict=True)
+
+
+def test_the_certificate_is_a_secret_that_only_the_coordinator_sees() -> None:
+    head = dict(pods())["head"]
+    [volume] = [each for each in head["volumes"] if "secret" in each]
+    assert volume["secret"] == {"secretName": "shardyard-tls", "defaultMode": 0o440}
+    [place] = [each for each in coordinator()["volumeMounts"] if each["name"] == volume["name"]]
+    assert place["readOnly"]
+    flags = values(coordinator()["args"])
+    assert (flags["--tls-cert"], flags["--tls-key"]) == (
+        f"{place['mountPath']}/tls.crt",
+        f"{place['mountPath']}/tls.key",
+    )
+    others = [each for _, spec in pods() for each in spec["containers"] if each["name"] != "coordinator"]
+    assert others and not any(mount["name"] == volume["name"] for each in others for mount in each["volumeMounts"])
 
 
 def test_volumes_ports_and_versions_of_the_manifest_fit_together() -> None:
