@@ -19,7 +19,7 @@ from transformers import BertModel
 from helpers.served import free_port, served, wait_until_it_listens
 from helpers.tiny_folders import WORDS, bert_config, bert_tokenizer
 
-_HTTP = "127.0.0.1:7401"
+_HTTP = "127.0.0.1:7480"
 _SERVER_FOLDER = "/srv/data"
 
 
