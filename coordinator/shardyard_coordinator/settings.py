@@ -226,6 +226,31 @@ class Settings(BaseSettings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_private_under_roots(self) -> Settings:
+        if self.authentication.is_required and (found := self.exposed):
+            raise ValueError(
+                f"{'; '.join(found)}: every job could read it; give --data-root folders that have data alone, or move "
+                "what is private (--state-dir, --tls-key)"
+            )
+        return self
+
+    @property
+    def shared_storage(self) -> list[str]:
+        """The data roots that contain the storage: there, projects can read each other's models and data sets."""
+        return [root for root in self.data_roots if _contains(root, self.storage)]
+
+    @property
+    def exposed(self) -> list[str]:
+        """Which data roots contain what no job may read, in words: every job may name any file under a data root."""
+        private = {"the state directory": self.state_dir, "the key": self.tls_key}
+        return [
+            f"the data root {root!r} contains {what} {str(path.absolute())!r}"
+            for root in self.data_roots
+            for what, path in private.items()
+            if path is not None and _contains(root, path)
+        ]
+
     @property
     def torch_hub(self) -> dict[str, str]:
         """The repositories whose code may run, as they were given → their folders."""
@@ -271,6 +296,11 @@ class Settings(BaseSettings):
     def database(self) -> Path:
         """The path of the store's file; unused if `store` names another database."""
         return self.state_dir.absolute() / "store.db"
+
+
+def _contains(root: str, path: Path) -> bool:
+    """Whether a path, or what it leads to, is the folder or in it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def host_of(address: str) -> str:
