@@ -39,8 +39,8 @@ class WebhookRecord:
     fingerprint: bytes
     create_us: int
     update_us: int
-    maker_groups: frozenset[str]
-    suspended_us: int
+    maker_groups: frozenset[str] = frozenset()
+    suspended_us: int = 0
 
     @property
     def name(self) -> str:

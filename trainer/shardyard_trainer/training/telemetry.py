@@ -1,8 +1,8 @@
 """What a rank's process uses while it runs: CPU, memory, and its GPU, sampled in a thread of its own.
 
 The metrics are those of the job: `system/cpu_percent/0` and so on, the last part the rank. A sample costs 0.3 ms of
-CPU time with its sending, and one that fails is left out: telemetry never ends a run. The first one comes after a few seconds, then
-one in a hundredth of the time so far, so that a long run has hundreds, not hundreds of thousands.
+CPU time with its sending, and one that fails is left out: telemetry never ends a run. The first one comes after a few
+seconds, then one in a hundredth of the time so far, so that a long run has hundreds, not hundreds of thousands.
 """
 
 from __future__ import annotations
