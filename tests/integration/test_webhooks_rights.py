@@ -122,6 +122,7 @@ async def test_a_webhook_stops_with_its_makers_last_token_and_continues_with_a_n
     await story.events_arrive()
     service.service.clock.advance(90 * 86_400 + 1)
     await story.is_suspended("no valid token")
+    assert len(listening.accepted) == len(listening.received)
 
 
 async def test_the_groups_of_a_jwt_count_as_they_were_when_the_webhook_was_made_or_changed(
@@ -145,6 +146,7 @@ async def test_the_groups_of_a_jwt_count_as_they_were_when_the_webhook_was_made_
     await story.is_suspended("oidc:alice, who made it, has no role")
     await service.service.webhooks.UpdateWebhook(changed, metadata=metadata(jwt("vision")))
     await story.events_arrive()
+    assert (await story.in_state(pb.Webhook.STATE_ACTIVE)).creator == "oidc:alice"
 
 
 async def test_what_nobody_made_by_name_stops_when_the_service_asks_for_names(
