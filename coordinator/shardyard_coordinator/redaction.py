@@ -12,14 +12,16 @@ _TOKENS: Final = (
     r"|sk-(?=[A-Za-z]*[0-9])[A-Za-z0-9]{32,}|sk-(?:proj|svcacct|admin)-[A-Za-z0-9_-]{40,}"
     r"|sk-ant-[a-z]+[0-9]{2}-[A-Za-z0-9_-]{80,}|sk-or-v1-[0-9a-f]{64}|[rs]k_(?:live|test)_[A-Za-z0-9]{24,}"
     r"|gh[opsur]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,}|glpat-[A-Za-z0-9_-]{20,}|xox[abeprs]-[A-Za-z0-9-]{10,}"
-    r"|(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])|AIza[A-Za-z0-9_-]{35}"
     r"|eyJ[A-Za-z0-9_-]{16,}(?:\.[A-Za-z0-9_-]*){0,2}"  # A JWT, or what is left of one.
 )
+# Settings of tokenizers, and of lists.
+_PLAIN: Final = "".join(f"(?<!{name}_token=)" for name in ("bos", "cls", "eos", "mask", "pad", "page", "sep", "unk"))
 _SECRETS: Final = re.compile(
     rf"(?<![A-Za-z0-9])(?:{_TOKENS})"
     r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
     r"|(?<=[Bb]earer )[A-Za-z0-9._~+/=-]{16,}|(?<=[Bb]asic )(?=[a-z+/]*[A-Z0-9=])[A-Za-z0-9+/=]{8,}"
-    r"|(?i:(?<=token=)|(?<=password=)|(?<=secret=)|(?<=signature=))[^&\s\"'`]+"
+    rf"|(?i:(?<=token=){_PLAIN}|(?<=password=)|(?<=secret=)|(?<=signature=))[^&\s\"'`]+"
 )
 _KEYS: Final = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from helpers.core import ACTOR, new_job
 from helpers.guarded import Guarded, guarded, metadata
@@ -18,7 +19,7 @@ from shardyard.v1 import auth_service_pb2 as auth
 from shardyard.v1 import event_service_pb2
 from shardyard.v1 import webhook_service_pb2 as pb
 from shardyard_coordinator.seams import SYSTEM
-from shardyard_coordinator.store import events, project_log, submissions, webhooks
+from shardyard_coordinator.store import events, project_log, submissions, tables, webhooks
 
 OPTIONS: dict[str, Any] = {"webhook_allow": ("127.0.0.1",), "sending": SENDING}
 
@@ -159,6 +160,20 @@ async def test_what_nobody_made_by_name_stops_when_the_service_asks_for_names(
         webhook = await story.in_state(pb.Webhook.STATE_SUSPENDED)
         assert "nobody answers for it" in webhook.message
         await service.service.webhooks.DeleteWebhook(pb.DeleteWebhookRequest(name=HOOK), metadata=story.admin)
+
+
+async def test_a_webhook_of_a_project_that_the_operator_has_removed_stops(tmp_path: Path, listening: Listening) -> None:
+    async with serving(tmp_path, **OPTIONS) as service:
+        await add(service, listening.url)
+        moved = update(tables.webhook).values(project="gone")
+        await service.store.write(lambda conn: conn.execute(moved).rowcount, SYSTEM)
+    async with serving(tmp_path, **OPTIONS) as service:
+        while True:
+            [record] = await service.store.read_many(webhooks.list_webhooks)
+            if record.suspended_us:
+                break
+            await asyncio.sleep(0.01)
+    assert "projects/gone is not one of this service's any more" in record.message
 
 
 async def test_a_suspended_webhook_keeps_its_events_for_a_week(service: Guarded, listening: Listening) -> None:

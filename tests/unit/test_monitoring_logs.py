@@ -24,6 +24,7 @@ TOKENS = (
     "sk-proj-" + "aB3_" * 31,
     "sk-ant-api03-" + "aB-3" * 23,
     "sk_live_" + "aB3" * 8,
+    "AIza" + "aB3_-" * 7,
     "ghp_" + "Z1" * 18,
     "AKIA" + "ABCD1234" * 2,
     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
@@ -74,6 +75,11 @@ def test_tokens_are_removed_by_their_shape(token: str) -> None:
         assert token not in redacted(text), text
 
 
+@pytest.mark.parametrize("name", ["token", "access_token", "HF_TOKEN", "X-Amz-Security-Token", "password", "SECRET"])
+def test_values_that_are_named_as_secrets_are_hidden(name: str) -> None:
+    assert redacted(f"a?{name}=hunter2&b=1") == f"a?{name}=…&b=1"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -85,6 +91,8 @@ def test_tokens_are_removed_by_their_shape(token: str) -> None:
         "the file easy_abcdefghijkl.csv; risk-assessment-of-many-things-in-one-word",
         "send `Bearer TOKEN`; basic authentication is not accepted",
         "see https://host:7400/path@x and user@host",
+        "pad_token=[PAD], eos_token=</s>, next_page_token=abc, max_tokens=512, stop_token_ids=[1]",
+        "org.apache.kafka.ConsumerGroupCommand, authorType, 0123456789abcdef0123456789abcdef",
     ],
 )
 def test_names_that_only_look_like_tokens_stay(text: str) -> None:

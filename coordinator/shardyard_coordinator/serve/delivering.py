@@ -109,6 +109,8 @@ class Deliverer:
 
     def why_not(self, record: WebhookRecord) -> str:
         """Why its maker may not view what would be sent; empty: it may."""
+        if record.project not in self.parts.projects:
+            return f"projects/{record.project} is not one of this service's any more (--project)"
         return self._access.why_not_view(record.creator, record.maker_groups, record.project)
 
     def _rights_changed(self) -> None:
