@@ -32,7 +32,7 @@ async def test_who_takes_the_store_over_makes_no_second_token_and_knows_where_th
         )
     async with opened(place) as store:
         assert await ensure_admin(store, second, clock) is None and not (second / FILE).exists()
-        there = f"the token of the first admin, written to {first / FILE} on {socket.gethostname()}"
+        there = f"the token of the first admin was written to {first / FILE} on {socket.gethostname()}"
         assert await words_of_token(store, second, clock) == there
         assert len(await store.read(lambda conn: conn.execute(select(tables.token)).all())) == 1
         (second / FILE).write_text(f"sy_{'a' * 12}_{'b' * 43}\n")  # Of a start that did not come to its commit.
@@ -58,7 +58,7 @@ def test_a_standby_says_where_the_token_is_and_takes_over_with_it(tmp_path: Path
             assert "written to" not in (standby.folder / "serve.log").read_text()
             leader.kill()
             said_by(standby, "serves on")
-            said = said_by(standby, "first admin, written to")
+            said = said_by(standby, "first admin was written to")
             assert f"{leader.state / FILE} on {socket.gethostname()}" in said and not (standby.state / FILE).exists()
             who = standby.run("env", f"SHARDYARD_TOKEN={token}", str(BIN / "shardyard"), "whoami")
             assert who.returncode == 0 and "admin" in who.stdout

@@ -54,7 +54,7 @@ async def words_of_token(store: Store, folder: Path, clock: Clock) -> str:
     if path.is_file() and path.read_text(errors="replace").startswith(f"{PREFIX}{first.id}_"):
         return f"the token of the {_FIRST} is in {path}; next: shardyard login < {FILE}"
     stale = f"; the one in {path} is of a start that failed, remove it" if path.is_file() else ""
-    return f"the token of the {first.display_name}{stale}"
+    return f"the token of the {_FIRST} was {first.display_name.removeprefix(f'{_FIRST}, ')}{stale}"
 
 
 def _has_admin(conn: Connection, now_us: int) -> bool:
