@@ -50,7 +50,7 @@ def warnings_of(settings: Settings) -> list[str]:
     """What the operator should know about how the service is reached, and about what jobs can read."""
     readable = [f"{each}: every job can read it; give folders that have data alone" for each in settings.exposed]
     if settings.authentication.is_required:
-        text = "contains the storage: jobs of every project can read the models and data sets of all"
+        text = "has parts of the storage: jobs of every project can read the models and data sets of all"
         readable += [f"the data root {root!r} {text}; give a folder beside it" for root in settings.shared_storage]
     return [*_reached(settings), *readable]
 

@@ -237,8 +237,9 @@ class Settings(BaseSettings):
 
     @property
     def shared_storage(self) -> list[str]:
-        """The data roots that contain the storage: there, projects can read each other's models and data sets."""
-        return [root for root in self.data_roots if _contains(root, self.storage)]
+        """The data roots that have parts of the storage: there, projects can read each other's models and data sets."""
+        roots, storage = self.data_roots, self.storage
+        return [root for root in roots if _contains(root, storage) or _contains(str(storage), Path(root))]
 
     @property
     def exposed(self) -> list[str]:

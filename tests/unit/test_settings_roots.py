@@ -46,11 +46,12 @@ def test_a_root_with_the_key_is_refused_and_all_is_said_at_once(folder: Path) ->
     assert str(refused.value).count("the data root") == 3
 
 
-def test_a_root_with_the_storage_alone_is_said_if_projects_are_kept_apart(folder: Path) -> None:
+def test_a_root_with_the_storage_is_said_if_projects_are_kept_apart(folder: Path) -> None:
     there = {"storage_root": folder / "data" / "storage"}
     assert warnings_of(given(folder, folder / "data", **there)) == []
-    [warning] = warnings_of(given(folder, folder / "data", auth=True, **there))
-    assert "contains the storage" in warning
+    for root in (folder / "data", folder / "data" / "storage" / "models"):
+        [warning] = warnings_of(given(folder, root, auth=True, **there))
+        assert "has parts of the storage" in warning
 
 
 def test_roots_beside_the_state_are_taken(folder: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
+from urllib.parse import quote
 
 from shardyard_coordinator.serve.bearer import invalid
 from shardyard_coordinator.serve.call import Call
@@ -62,7 +63,7 @@ def claim(secret: str, peer: str, holder: Holder | None) -> tuple[str, bytes]:
 
 def peer_of(host: str, port: int) -> str:
     """The address of a client as gRPC writes it."""
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+    return f"ipv6:%5B{quote(host, safe=':')}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def _read(value: str | bytes, secret: str) -> tuple[str, Holder | None] | None:
