@@ -116,6 +116,20 @@ def test_every_command_and_flag_exists(where: str, words: list[str]) -> None:
         assert is_loopback(settings.host) or (settings.tls and settings.authentication.is_required), where
 
 
+def test_each_door_has_a_port_of_its_own_everywhere() -> None:
+    pages = [
+        path.read_text(encoding="utf-8")
+        for path in (*(ROOT / "docs").glob("*.md"), *DEPLOY.rglob("*"))
+        if path.is_file()
+    ]
+    pages.append(UNIT)
+    doors = {
+        flag: {port for text in pages for port in re.findall(rf"--{flag}[ =]\S+?:([0-9]+)", text)}
+        for flag in ("listen", "http", "admin-listen")
+    }
+    assert doors == {"listen": {"7400"}, "http": {"7480"}, "admin-listen": {"7401"}}
+
+
 def test_nothing_that_is_deployed_or_typed_is_insecure() -> None:
     for path in (*DEPLOY.rglob("*"), ROOT / "docs" / "operating.md"):
         assert not path.is_file() or "--insecure" not in path.read_text(encoding="utf-8"), path
