@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text, update
 from sqlalchemy.exc import DBAPIError
@@ -22,10 +25,12 @@ from helpers.core import ACTOR, new_job
 from helpers.lost_commits import opened
 from helpers.ports import free_port
 from helpers.postgres import Server, postgres_server, wait_until
+from shardyard.v1 import job_pb2
 from shardyard_coordinator.domain.records import Condition, FileRecord, NewUpload, ResourceKind
 from shardyard_coordinator.seams import NullTrace, SystemClock
-from shardyard_coordinator.store import listing, resources, submissions, tables
+from shardyard_coordinator.store import listing, migrate, resources, submissions, tables
 from shardyard_coordinator.store.failures import StoreAway, StoreTooNew, StoreUnfit
+from shardyard_coordinator.store.postgres import Postgres
 from shardyard_coordinator.store.store import Store, open_store
 
 _numbers = count()
@@ -111,6 +116,36 @@ async def test_a_store_of_a_newer_version_is_refused(server: Server, name: str) 
 async def test_the_migrations_make_the_tables_that_the_code_knows(server: Server, name: str) -> None:
     async with opened(server.database(name)) as store:
         await store.read(_same_tables)
+
+
+@pytest.mark.parametrize("revision", ["0001", "0004"])
+async def test_a_store_of_an_earlier_version_gets_the_tables_and_rows_of_this_one(
+    server: Server, name: str, revision: str
+) -> None:
+    icu = "LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
+    server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8' {icu}")
+    url, long = server.url(name), random.Random(1).randbytes(6000).hex()
+    described = job_pb2.Job(annotations={"Ö" * 256: "b", "ticket": "B", long: "no filter names it"})
+    with contextlib.closing(Postgres(url).write_engine().connect()) as conn, conn.begin():
+        config = Config()
+        config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+        config.attributes["connection"] = conn
+        command.upgrade(config, revision)
+        added = "INSERT INTO job (uid, project, job_id, state, description) VALUES (%s, 'default', 'old', 'FAILED', %s)"
+        conn.exec_driver_sql(added, ("1" * 32, described.SerializeToString()))
+    async with opened(url) as store:
+        await store.read(_same_tables)
+        if revision < "0004":
+            for key, bound in (("Ö" * 256, "a"), ("ticket", "A")):
+                after = [Condition(f"annotations.{key}", ">", bound)]
+                found = await store.read(lambda conn, after=after: listing.list_jobs(conn, "default", conditions=after))
+                assert [job.job_id for job in found] == ["old"]
+    by_language = (
+        "SELECT relname, attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid "
+        "JOIN pg_collation l ON l.oid = attcollation WHERE relnamespace = 'public'::regnamespace "
+        "AND relkind = 'r' AND relname <> 'alembic_version' AND collname <> 'C'"
+    )
+    assert server.execute(by_language, database=name) == []
 
 
 def _same_tables(conn: Connection) -> None:

@@ -157,6 +157,8 @@ async def test_a_forged_page_token_is_refused(ten: Service) -> None:
         ("AND state = QUEUED", None),
         ("uid = 1", None),
         ("labels. = x", None),
+        (f"annotations.{'k' * 256} = x", 0),
+        (f"annotations.{'k' * 257} = x", None),
         (" AND ".join(["state = QUEUED"] * 40), None),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -47,6 +48,15 @@ async def found(service: Service, text: str) -> list[str]:
 async def log(service: Service) -> list[job_pb2.JobEvent]:
     page = await service.events.ListEvents(event_service_pb2.ListEventsRequest(parent=PARENT, page_size=1000))
     return [each.event for each in page.events]
+
+
+async def test_an_annotation_whose_key_is_too_long_for_an_index_is_kept(service: Service) -> None:
+    made, long = request("story"), random.Random(1).randbytes(6000).hex()  # Too long also once it is compressed.
+    made.job.annotations.update({long: "kept", "ö" * 256: "found"})
+    await service.jobs.CreateJob(made)
+    after = await update(service, job_pb2.Job(name=NAME, labels={"team": "nlp"}), "labels.team")
+    assert after.annotations[long] == "kept"
+    assert await found(service, f"annotations.`{'ö' * 256}` = found") == ["story"]
 
 
 async def test_labels_change_by_key_or_as_a_whole_and_filters_find_them(service: Service) -> None:

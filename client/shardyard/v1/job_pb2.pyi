@@ -228,7 +228,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def annotations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """For tools: up to 64 KiB in all; filters find them too, but labels faster."""
+        """For tools: up to 64 KiB in all; filters find those with keys of up to 256 characters, but labels faster."""
 
     @_builtins.property
     def spec(self) -> _spec_pb2.JobSpec:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from shardyard_coordinator.domain.states import AttemptState, JobState
 
@@ -239,6 +239,10 @@ class Moved(NamedTuple):
 
     job: JobRecord
     event: EventRecord
+
+
+MAX_FILTERED_KEY: Final = 256
+"""Characters of an annotation's key that filters find it by: PostgreSQL indexes no text of over 2,704 bytes."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from shardyard.v1 import job_pb2
 from shardyard_coordinator.control.spec_walk import tasks
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
 from shardyard_coordinator.domain.reasons import Reason
-from shardyard_coordinator.domain.records import Condition
+from shardyard_coordinator.domain.records import MAX_FILTERED_KEY, Condition
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.serve.validation.text import show
 
@@ -63,8 +63,10 @@ def _conditions(text: str, at: int, field: str, op: str, value: str) -> list[Con
     if field.startswith(_MAPS) and not field.endswith("."):
         owner, _, key = field.partition(".")
         # A key with spaces or operators is written in backticks.
-        is_quoted = len(key) > 2 and key[0] == key[-1] == "`"
-        return [Condition(f"{owner}.{key[1:-1] if is_quoted else key}", op, value)]
+        key = key[1:-1] if len(key) > 2 and key[0] == key[-1] == "`" else key
+        if len(key) > MAX_FILTERED_KEY:
+            _refuse(text, at, f"filters find keys of at most {MAX_FILTERED_KEY} characters")
+        return [Condition(f"{owner}.{key}", op, value)]
     if field not in FIELDS:
         known = ", ".join((*FIELDS, "labels.KEY", "annotations.KEY"))
         _refuse(text, at, f"there is no field {show(field)}; use one of {known}")

@@ -16,6 +16,7 @@ from shardyard.v1 import (
     webhook_service_pb2,
 )
 from shardyard_coordinator.domain.records import (
+    MAX_FILTERED_KEY,
     AttemptRecord,
     CheckpointRecord,
     CheckpointState,
@@ -59,8 +60,9 @@ def project_event_to_proto(logged: LoggedEvent, cursor: str) -> event_service_pb
 
 
 def attributes_of(job: job_pb2.Job) -> dict[str, str]:
-    """What filters find in a job's description, by the filters' names."""
-    found = {f"annotations.{key}": value for key, value in job.annotations.items()}
+    """What filters find in a job's description, by the filters' names: no filter names a key of more characters."""
+    short = {key: value for key, value in job.annotations.items() if len(key) <= MAX_FILTERED_KEY}
+    found = {f"annotations.{key}": value for key, value in short.items()}
     if job.external_uri:
         found["external_uri"] = job.external_uri
     return found

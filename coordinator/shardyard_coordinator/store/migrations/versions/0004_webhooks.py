@@ -13,6 +13,8 @@ depends_on = None
 
 _AT_ONCE = 500
 _ANNOTATIONS, _EXTERNAL_URI = 6, 7
+# No filter names a longer one, and PostgreSQL indexes no text of over 2,704 bytes.
+_MAX_KEY = 256
 
 
 def upgrade() -> None:
@@ -125,10 +127,10 @@ def _attributes(description: bytes) -> dict[str, str]:
         if number == _EXTERNAL_URI and value:
             found["external_uri"] = value.decode("utf-8", "replace")
         elif number == _ANNOTATIONS:
-            entry = dict(_texts(value))
-            found[f"annotations.{entry.get(1, b'').decode('utf-8', 'replace')}"] = entry.get(2, b"").decode(
-                "utf-8", "replace"
-            )
+            entry = {number: text.decode("utf-8", "replace") for number, text in _texts(value)}
+            key = entry.get(1, "")
+            if len(key) <= _MAX_KEY:
+                found[f"annotations.{key}"] = entry.get(2, "")
     return found
 
 
