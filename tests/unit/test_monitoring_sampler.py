@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from helpers.clock import ManualClock
+from helpers.stores import SQLITE, store_at
 from shardyard.v1 import server_service_pb2
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.monitoring import families
@@ -15,6 +16,7 @@ from shardyard_coordinator.monitoring.sampler import Sampler, Sources
 from shardyard_coordinator.seams import NullTrace
 from shardyard_coordinator.store.store import open_store
 
+ON_BOTH_STORES = True
 VIEW = ClusterView(True, "id", "ray", (Node("n", "10.0.0.1", 8, 2, 1 << 30, used_gpus=1),))
 
 
@@ -42,11 +44,10 @@ async def storage() -> server_service_pb2.StorageInfo:
 @contextlib.asynccontextmanager
 async def sampling(folder: Path) -> AsyncIterator[tuple[Sampler, Cluster]]:
     clock, cluster = ManualClock(), Cluster()
-    store = await open_store(folder / "store.db", clock, NullTrace())
+    store = await open_store(store_at(folder), clock, NullTrace())
     sampler = Sampler("1.2", lambda: False, keep_s=0, wait_s=0.05, rest=0)
     sources = Sources(
         store=store,
-        database=folder / "store.db",
         state_dir=folder,
         cluster=cluster.view,
         slots=slots,
@@ -76,6 +77,16 @@ async def test_a_cluster_that_hangs_is_not_waited_for_and_not_asked_again(tmp_pa
         assert dict(found[families.JOBS])["QUEUED",] == 0 and found[families.GPUS_USED] == [((), 1.0)]
         assert found[families.SLOTS_FREE] == [((), 5.0)] and found[families.STORAGE_AVAILABLE] == [((), 0.0)]
         assert found[families.CENSUS_AGE][0][1] < 60
+
+
+async def test_the_size_of_a_file_that_is_not_the_store_is_not_reported(tmp_path: Path, store_kind: str) -> None:
+    (tmp_path / "store.db").touch()  # After a move to PostgreSQL it stays.
+    async with sampling(tmp_path) as (sampler, cluster):
+        cluster.answers.set()
+        while families.JOBS not in sampler.samples():
+            await sampler.refresh()
+        files = dict(sampler.samples()[families.STORE_BYTES])
+    assert set(files) == ({("database",), ("log",)} if store_kind == SQLITE else set())
 
 
 async def test_the_last_numbers_are_kept_when_a_later_look_hangs_or_the_parts_are_closed(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ STORAGE_AVAILABLE = Family(
 STORAGE_FREE = Family("shardyard_storage_free_bytes", Kind.GAUGE, "Free bytes of the storage.")
 STATE_FREE = Family("shardyard_state_free_bytes", Kind.GAUGE, "Free bytes of the disk with the state directory.")
 STORE_BYTES = Family(
-    "shardyard_store_bytes", Kind.GAUGE, "Size of the store's files: the database, and its write-ahead log.", ("file",)
+    "shardyard_store_bytes", Kind.GAUGE, "Size of SQLite's files: the database, and its write-ahead log.", ("file",)
 )
 WRITER_WAITING = Family("shardyard_writer_waiting_operations", Kind.GAUGE, "Writes that wait for their commit.")
 WRITER_WAITING_BYTES = Family("shardyard_writer_waiting_bytes", Kind.GAUGE, "Their announced size.")

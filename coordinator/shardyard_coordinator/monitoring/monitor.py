@@ -92,7 +92,6 @@ class Monitor:
             settings = self._settings
             sources = Sources(
                 store=store,
-                database=settings.database,
                 state_dir=settings.state_dir,
                 cluster=Cluster(launcher).view,
                 slots=slots,

@@ -37,7 +37,6 @@ class Sources:
     """Where the numbers come from; `slots` answers (all, free) of a cluster, `now_us` is wall time."""
 
     store: Store
-    database: Path
     state_dir: Path
     cluster: Callable[[], Awaitable[ClusterView]]
     slots: Callable[[ClusterView], Awaitable[tuple[int, int]]]
@@ -106,7 +105,7 @@ class Sampler:
             slots, free = await sources.slots(view)
             seen = {**_of_census(census, sources.now_us()), **_of_cluster(view, slots, free)}
             seen.update(_of_storage(await sources.storage()))
-            seen.update(await asyncio.to_thread(_of_disk_and_gpus, sources.database, sources.state_dir))
+            seen.update(await asyncio.to_thread(_of_disk_and_gpus, sources.store.file, sources.state_dir))
             self._seen, self._looked_s = seen, time.monotonic()
         except (Refused, OSError) as error:
             _log.warning("the numbers for monitoring could not be looked up: %s", error)
@@ -150,18 +149,22 @@ def _of_storage(storage: server_service_pb2.StorageInfo) -> _Seen:
     return {families.STORAGE_AVAILABLE: _one(is_available), families.STORAGE_FREE: _one(storage.free_bytes)}
 
 
-def _of_disk_and_gpus(database: Path, state_dir: Path) -> _Seen:
+def _of_disk_and_gpus(database: Path | None, state_dir: Path) -> _Seen:
     found = os.statvfs(state_dir)
+    return {
+        families.STATE_FREE: _one(found.f_bavail * found.f_frsize),
+        families.STORE_BYTES: _sizes(database) if database else [],
+        **_of_gpus(gpu_use()),
+    }
+
+
+def _sizes(database: Path) -> list[tuple[tuple[str, ...], float]]:
     sizes: list[tuple[tuple[str, ...], float]] = []
     for name, path in (("database", database), ("log", database.with_name(f"{database.name}-wal"))):
         with suppress(FileNotFoundError):
             # Asked for without opening them: to close a file of SQLite's would drop its locks.
             sizes.append(((name,), float(path.stat().st_size)))
-    return {
-        families.STATE_FREE: _one(found.f_bavail * found.f_frsize),
-        families.STORE_BYTES: sizes,
-        **_of_gpus(gpu_use()),
-    }
+    return sizes
 
 
 def _of_gpus(gpus: list[GpuUse]) -> _Seen:

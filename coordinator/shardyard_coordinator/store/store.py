@@ -91,7 +91,7 @@ async def open_store(
 
 
 class Store:
-    """An open store. `failed` is done, with the reason, when the process must end."""
+    """An open store. `failed` is done, with the reason, when the process must end; `file` is SQLite's."""
 
     def __init__(
         self,
@@ -103,6 +103,7 @@ class Store:
         log_wait_ms: int,
     ) -> None:
         self.name = database.name
+        self.file = database.path if isinstance(database, sqlite.Sqlite) else None
         self.store_id = taken.store_id
         self.secret = taken.secret
         self.term = taken.term
