@@ -13,7 +13,7 @@ from pathlib import Path
 from helpers.crashing_trace import CrashingTrace
 from helpers.service import PARENT, create, serving
 from helpers.uploads import send_dataset
-from shardyard.v1 import job_pb2
+from shardyard.v1 import job_pb2, job_service_pb2
 from shardyard.v1 import webhook_service_pb2 as pb
 from shardyard_coordinator.domain.records import EventKind
 from shardyard_coordinator.seams import SYSTEM
@@ -22,9 +22,8 @@ from shardyard_coordinator.store import encode, events
 
 async def main(folder: Path, url: str, point: str, nth: int) -> None:
     """Runs until the process is killed."""
-    is_new = not (folder / "store.db").exists()
     async with serving(folder, trace=CrashingTrace(point, nth), webhook_allow=("127.0.0.1",)) as service:
-        if is_new:
+        if not (await service.jobs.ListJobs(job_service_pb2.ListJobsRequest(parent=PARENT))).jobs:
             await send_dataset(service, "corpus", {"a.txt": b"x\n"})
             webhook = pb.Webhook(url=url)
             await service.webhooks.CreateWebhook(

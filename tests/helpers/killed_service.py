@@ -97,14 +97,16 @@ async def _call(jobs: job_service_pb2_grpc.JobServiceStub, job: job_pb2.Job, loa
 
 
 async def assert_exactly_once(folder: Path, load: Load) -> int:
-    """All that callers were told is there, once, with its first event; the number of jobs."""
+    """All that callers were told is there, once, with its first event and its entry in the audit log; how many jobs."""
     store = await open_store(store_at(folder), SystemClock(), NullTrace())
     try:
         jobs, requests, firsts = await store.read(_rows)
+        recorded = await store.read(lambda conn: list(conn.execute(select(tables.audit.c.resource)).scalars()))
     finally:
         await store.close()
     assert len(jobs) == len(set(jobs.values())) == len(requests) == len(firsts)
     assert set(firsts) == set(jobs)
+    assert sorted(recorded) == sorted(jobs.values())
     for request_id, name in load.told.items():
         assert jobs[requests[request_id]] == name
     return len(jobs)

@@ -112,8 +112,9 @@ class Server:
         from shardyard_coordinator.store.postgres import Postgres
 
         name = "with-tables"
-        engine = Postgres(self.database(name)).write_engine()
-        with contextlib.closing(engine.connect()) as conn, conn.begin():
+        database = Postgres(self.database(name))
+        with contextlib.closing(database.write_engine().connect()) as conn, conn.begin():
+            database.check_free(conn)  # It lets a transaction of migrations take its time.
             migrate(conn, NullTrace())
         return name
 

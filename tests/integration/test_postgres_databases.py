@@ -126,7 +126,9 @@ async def test_a_store_of_an_earlier_version_gets_the_tables_and_rows_of_this_on
     server.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C.UTF-8' {icu}")
     url, long = server.url(name), random.Random(1).randbytes(6000).hex()
     described = job_pb2.Job(annotations={"Ö" * 256: "b", "ticket": "B", long: "no filter names it"})
-    with contextlib.closing(Postgres(url).write_engine().connect()) as conn, conn.begin():
+    database = Postgres(url)
+    with contextlib.closing(database.write_engine().connect()) as conn, conn.begin():
+        database.check_free(conn)
         config = Config()
         config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
         config.attributes["connection"] = conn

@@ -19,6 +19,7 @@ from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve.project_log import Cursors
 from shardyard_coordinator.store import encode, events, jobs, project_log
 
+ON_BOTH_STORES = True
 OTHER = "projects/other"
 
 

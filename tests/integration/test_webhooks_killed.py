@@ -9,6 +9,9 @@ from pathlib import Path
 
 from helpers.receivers import Listening, receiver
 from helpers.repository import ROOT
+from helpers.stores import of_child
+
+ON_BOTH_STORES = True
 
 # Killed after an answer and before it is recorded, after it is recorded, and from outside.
 LIVES = (("webhook.answered", 5), ("webhook.delivered", 7), ("webhook.answered", 1), ("-", 4), ("-", 0))
@@ -31,7 +34,7 @@ async def test_every_event_arrives_in_order_however_often_the_service_is_killed(
 async def _live(folder: Path, listening: Listening, point: str, nth: int) -> None:
     """One process: it ends itself, or is ended after so many more requests; 0: when all events have arrived."""
     command = [sys.executable, "-m", "helpers.delivering_run", str(folder), listening.url, point, str(nth)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, **of_child(folder), "PYTHONPATH": str(ROOT / "tests")}
     child = await asyncio.create_subprocess_exec(*command, env=environment, cwd=ROOT)
     before = len(listening.received)
     async with asyncio.timeout(600):
