@@ -122,8 +122,8 @@ def served(
 ) -> Iterator[Served]:
     """A service that runs, and is gone at the end; `environment` is added to the usual one."""
     service = Served(folder, launcher, options, environment or {})
-    service.start()
     try:
+        service.start()
         yield service
     finally:
         service.stop()
