@@ -96,9 +96,9 @@ class Served:
     def stop(self) -> None:
         """Ends the service and its embedded Ray in good order, whatever state it is in."""
         command = [BIN / "shardyard", "stop", "--cancel-jobs"]
-        subprocess.run(command, env=self.environment, capture_output=True, timeout=STOP_S, check=False)
         assert self.process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, env=self.environment, capture_output=True, timeout=STOP_S, check=False)
             self.process.wait(timeout=STOP_S)
         self.process.kill()
         self.process.wait()
