@@ -12,6 +12,7 @@ from typing import Literal
 from shardyard._names import parent_name
 from shardyard._text import is_utf8, not_utf8, shown
 from shardyard.errors import invalid
+from shardyard.remote_uris import is_remote
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
@@ -29,8 +30,8 @@ class Source:
 def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str:
     """The source that `text` means; an error sentence instead if it means none.
 
-    In this order: `server:/path`, `hub:id`, `model:ID` and `dataset:ID`, `projects/…`, a path that exists here
-    (relative to `base`), and, for all but data, the id of a model on the Hub.
+    In this order: `server:/path`, `hub:id`, `s3://bucket/prefix`, `model:ID` and `dataset:ID`, `projects/…`, a path that
+    exists here (relative to `base`), and, for all but data, the id of a model on the Hub.
     """
     if problem := _unreadable(text):
         return problem
@@ -39,10 +40,12 @@ def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str
         return Source("uri", rest) if rest.startswith("/") else f"`{text}`: an absolute path must follow `server:`"
     if colon and scheme == "hub" and kind != "data":
         return Source("hub", rest) if HUB_ID.fullmatch(rest) else f"`{text}`: `name` or `owner/name` must follow `hub:`"
+    if is_remote(text):
+        return Source("uri", text)
     if text.startswith("projects/") or (colon and scheme in ("model", "dataset")):
         return _resource(kind, text, project)
     if colon and re.fullmatch(r"[a-z][a-z0-9+.-]+", scheme) and rest.startswith("//"):
-        return f"`{text}`: only files here and, written as `server:/path`, files on the server can be read"
+        return f"`{text}`: only files here, `server:/path` for files on the server, and `s3://…` can be read"
     path = base / expanded(text)
     if path.exists():
         return Source("local", str(path.resolve()))

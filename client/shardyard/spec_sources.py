@@ -53,14 +53,22 @@ class Data:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model to start from, with every dropout probability set to `dropout` if that is given."""
+    """A model to start from, with every dropout probability set to `dropout` if that is given.
+
+    A private model of the Hub needs a `token`: `secret://NAME`, the name of a secret of the service.
+    """
 
     source: str | Path | Resource
     dropout: float | None = None
+    token: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """In the form of a spec file."""
-        return {"uri": _text_of(self.source), **set_fields(self, without=("source",))}
+        rest = set_fields(self, without=("source", "token"))
+        if self.token is None:
+            return {"uri": _text_of(self.source), **rest}
+        name, _, revision = _text_of(self.source).removeprefix("hub:").partition("@")
+        return {"hub": {"id": name, "revision": revision, "token": self.token}, **rest}
 
 
 @dataclass(frozen=True)

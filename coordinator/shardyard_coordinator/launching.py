@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from shardyard_coordinator.launch.allowed import Folders
+from shardyard_coordinator.launch.allowed import Folders, object_ports
 from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
 from shardyard_coordinator.launch.process_compute import ProcessCompute, Size
@@ -28,13 +28,18 @@ def launcher_and_compute(settings: Settings, clock: Clock) -> tuple[Launcher, Co
             (torch_hub_cache() / "checkpoints").mkdir(parents=True, exist_ok=True)
     size = Size(inspections=settings.compute_workers + 1, memory_bytes=settings.compute_memory_bytes)
     reads = (*settings.data_roots, *torch_hub_folders(settings.torch_hub), str(settings.storage))
-    folders = Folders(reads, str(settings.storage / "cache"), hidden=str(state))
+    ports = tuple(object_ports(settings.s3_endpoint, os.environ)) if settings.remote_roots else ()
+    objects = str(settings.storage / "objects")
+    folders = Folders(reads, str(settings.storage / "cache"), hidden=str(state), objects=objects, ports=ports)
+    secrets_dir = str(settings.secrets_folder)
     if settings.launcher is LauncherKind.LOCAL:
         local = LocalLauncher(
             clock=clock, cpus=settings.cpus, gpus=settings.gpus, environment=environment, hidden=str(state)
         )
         log_file = state / "compute.log"
-        return local, ProcessCompute(log=log_file, size=size, folders=folders, environment=environment)
+        return local, ProcessCompute(
+            log=log_file, size=size, folders=folders, environment=environment, secrets_dir=secrets_dir
+        )
     head = None
     if not settings.ray_address:
         gpus = len(usable_gpus(settings.gpus))
@@ -48,5 +53,7 @@ def launcher_and_compute(settings: Settings, clock: Clock) -> tuple[Launcher, Co
     )
     # On a user's own cluster the node may be another machine, and only the storage is common.
     log_file = (settings.storage if settings.ray_address else state) / "compute.log"
-    compute = RayCompute(ray.link, log=log_file, size=size, folders=folders, environment=environment)
+    compute = RayCompute(
+        ray.link, log=log_file, size=size, folders=folders, environment=environment, secrets_dir=secrets_dir
+    )
     return ray, compute

@@ -328,6 +328,7 @@ class Coordinator:
             currency=settings.currency,
             is_offline=is_offline(os.environ),
             webhook_allow=settings.webhook_allow,
+            remote=settings.remote,
             spans=spans,
         )
         return App(parts, Info(loop.cluster_slots, warnings, settings.event_retention_days), door=door)

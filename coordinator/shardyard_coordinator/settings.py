@@ -13,8 +13,10 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shardyard_coordinator.domain.remote import MOST_BYTES, Remote
 from shardyard_coordinator.launch.rank_env import torch_hub_cache
 from shardyard_coordinator.redaction import redacted
+from shardyard_coordinator.remote_settings import remote_complaint, remote_of, secrets_complaint
 from shardyard_coordinator.serve.protection import Authentication, Issuer, TlsFiles
 from shardyard_coordinator.serve.protection import url_complaint as issuer_complaint
 from shardyard_coordinator.serve.validation.text import id_complaint
@@ -96,11 +98,19 @@ class Settings(BaseSettings):
     slot_hour_price: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     currency: str = Field(default="", max_length=16)
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
+    remote_roots: Annotated[tuple[str, ...], NoDecode] = ()
+    s3_endpoint: str = ""
+    s3_region: str = ""
+    object_cache_bytes: int = Field(default=MOST_BYTES, ge=1024**2)
+    secrets: Annotated[tuple[str, ...], NoDecode] = ()
+    secrets_dir: Path | None = None
     max_project_jobs: int = Field(default=10_000, ge=1)
     max_project_upload_bytes: int = Field(default=100 * 1024**3, ge=0)
     submits_per_s: int = Field(default=50, ge=1)
 
-    @field_validator("data_roots", "torch_hub_repos", "projects", "webhook_allow", mode="before")
+    @field_validator(
+        "data_roots", "torch_hub_repos", "projects", "webhook_allow", "remote_roots", "secrets", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -129,6 +139,13 @@ class Settings(BaseSettings):
                     f"{repo!r} is not the absolute path of a folder with a hubconf.py, nor owner/name:commit with all "
                     "40 digits of the commit; give one of them"
                 )
+        return value
+
+    @field_validator("remote_roots", "secrets", "s3_endpoint", "s3_region")
+    @classmethod
+    def _of_objects(cls, value: Any, info: ValidationInfo) -> Any:
+        if complaint := remote_complaint(str(info.field_name), value):
+            raise ValueError(complaint)
         return value
 
     @field_validator("webhook_allow")
@@ -251,6 +268,24 @@ class Settings(BaseSettings):
             for what, path in private.items()
             if path is not None and _contains(root, path)
         ]
+
+    @model_validator(mode="after")
+    def _secrets_of_projects(self) -> Settings:
+        if complaint := secrets_complaint(self.remote, self.projects):
+            raise ValueError(complaint)
+        return self
+
+    @property
+    def remote(self) -> Remote:
+        """What may be read from elsewhere, and with which secrets."""
+        return remote_of(
+            self.remote_roots, self.secrets, self.s3_endpoint, self.s3_region, most_bytes=self.object_cache_bytes
+        )
+
+    @property
+    def secrets_folder(self) -> Path:
+        """The folder with a file for each secret."""
+        return (self.secrets_dir or self.state_dir / "secrets").absolute()
 
     @property
     def torch_hub(self) -> dict[str, str]:

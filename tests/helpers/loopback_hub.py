@@ -23,6 +23,10 @@ class LoopbackHub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.requests = 0
+        self.needs_token = ""
+        """The token without which its model is private; empty: it is public."""
+        self.tokens: set[str] = set()
+        """What it was sent as tokens."""
         self.said_bytes: dict[str, int] = {}
         """Sizes that it says of files, other than their own."""
 
@@ -58,6 +62,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, with_body: bool) -> None:
         self.server.requests += 1
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.server.tokens.add(token)
+        if self.server.needs_token and token != self.server.needs_token:
+            said = {"X-Error-Message": "Invalid credentials in Authorization header"} if token else {}
+            self._send(401, token.encode(), said or {"X-Error-Code": "RepoNotFound"}, with_body)
+            return
         files = sorted(self.server.folder.iterdir())
         path = self.path.split("?")[0]
         if path.startswith(f"/api/models/{MODEL}/revision/"):

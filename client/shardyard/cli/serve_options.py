@@ -58,6 +58,34 @@ WebhookNetworks = Annotated[
         help="A private network, such as 10.1.0.0/16, to which webhooks may be sent; may be repeated.",
     ),
 ]
+RemoteRoots = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remote-root",
+        metavar="<uri>",
+        help="An s3://bucket/prefix whose objects jobs may name; with keys, s3://bucket/prefix=secret://name; "
+        "may be repeated.",
+    ),
+]
+S3Endpoint = Annotated[str | None, typer.Option("--s3-endpoint", help="URL of the object store [Amazon S3].")]
+S3Region = Annotated[str | None, typer.Option("--s3-region", help="Region of its buckets [us-east-1].")]
+ObjectCacheBytes = Annotated[
+    int | None, typer.Option("--object-cache-bytes", min=1024**2, help="Of all copies of objects together [256 GiB].")
+]
+Secrets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--secret",
+        metavar="<name>=<project>",
+        help="A secret, and a project whose jobs may use it; may be repeated.",
+    ),
+]
+SecretsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--secrets-dir", metavar="<path>", parser=a_path, help="A file for each secret [secrets in the state]."
+    ),
+]
 TlsCert = Annotated[
     Path | None,
     typer.Option("--tls-cert", metavar="<path>", parser=a_path, help="TLS: the certificate, a PEM file [no TLS]."),

@@ -1939,19 +1939,23 @@ class HubModel(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`name` or `owner/name`."""
     revision: _builtins.str
     """Branch, tag or commit; empty: `main`. The commit is pinned in `resolved_spec`."""
+    token: _builtins.str
+    """`secret://NAME`: a secret of the service that the project may use, whose value is a token of the Hub; empty: none, so only public models. A token itself is refused here."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         revision: _builtins.str = ...,
+        token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "revision", b"revision", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2008,7 +2012,7 @@ class ModelSource(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     DROPOUT_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """The absolute path of a Hugging Face folder on the server, under an allowed data root."""
+    """The absolute path of a Hugging Face folder on the server, under an allowed data root; or `s3://bucket/prefix`, as in a DataSource."""
     model: _builtins.str
     """`projects/{project}/models/{model}`: uploaded, or trained here."""
     dropout: _builtins.float
@@ -2150,7 +2154,7 @@ class AdapterFolder(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """The absolute path of the folder on the server, under an allowed data root."""
+    """The absolute path of the folder on the server, under an allowed data root; or `s3://bucket/prefix`, as in a DataSource."""
     dataset: _builtins.str
     """The folder as an uploaded data set: `projects/{project}/datasets/{dataset}`."""
     @_builtins.property
@@ -2184,7 +2188,7 @@ class BaseModel(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """The absolute path of a Hugging Face folder on the server, under an allowed data root."""
+    """The absolute path of a Hugging Face folder on the server, under an allowed data root; or `s3://bucket/prefix`, as in a DataSource."""
     model: _builtins.str
     """`projects/{project}/models/{model}`: uploaded, or trained here."""
     @_builtins.property
@@ -2220,7 +2224,7 @@ class TokenizerSource(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """The absolute path of a folder with `tokenizer.json` (or vocabulary or SentencePiece files) on the server, under an allowed data root."""
+    """The absolute path of a folder with `tokenizer.json` (or vocabulary or SentencePiece files) on the server, under an allowed data root; or `s3://bucket/prefix`, as in a DataSource."""
     model: _builtins.str
     """The tokenizer of `projects/{project}/models/{model}`."""
     dataset: _builtins.str
@@ -2347,7 +2351,7 @@ class DataSource(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     MAX_BAD_ROWS_SHARE_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
-    """The absolute path of a file or folder on the server, under an allowed data root."""
+    """The absolute path of a file or folder on the server, under an allowed data root; or `s3://bucket/key` of an object, or of all objects below `key/`, under an allowed remote root. `resolved_spec` pins these by `@sha256:` and the digest of their names, sizes and ETags; a spec may give that too."""
     dataset: _builtins.str
     """An uploaded data set: `projects/{project}/datasets/{dataset}`."""
     path: _builtins.str

@@ -26,13 +26,16 @@ def build_launch(
     Raises: Refused if a model or data set that the job reads is gone.
     """
     spec = spec_pb2.JobSpec.FromString(job.resolved_spec)
+    named = walk(spec)
     where = locations(
         conn,
-        walk(spec).uses,
+        named.uses,
         data_roots=settings.data_roots,
         torch_hub=settings.torch_hub,
         cache_dir=str(settings.cache_dir),
         claim=settings.claim,
+        remotes=[uri for _, uri in named.remotes],
+        objects_dir=str(settings.objects_dir),
     )
     # Damaged ones come last: they may be intact again, and without any candidate the run would silently start over.
     found = checkpoints.committed_checkpoints(conn, job.uid) + checkpoints.corrupt_checkpoints(conn, job.uid)

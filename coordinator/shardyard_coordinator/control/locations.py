@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection
 
+from shardyard.remote_uris import copy_of, parse
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.store import encode, resources
 
@@ -18,8 +19,11 @@ def locations(
     torch_hub: Mapping[str, str],
     cache_dir: str,
     claim: worker_pb2.StorageClaim,
+    remotes: Iterable[str] = (),
+    objects_dir: str = "",
 ) -> worker_pb2.Locations:
-    """The folder of every model and data set that a spec names, and its files as they were uploaded or made.
+    """The folder of every model and data set that a spec names, and its files as they were uploaded or made; and the
+    place of the copy of each pinned URI in `remotes`, whether it is there or not.
 
     The names must have been validated: `projects/{project}/models/{model}` or `.../datasets/{dataset}`.
     Raises: Refused MODEL_NOT_FOUND, DATASET_NOT_FOUND, MODEL_NOT_READY, DATASET_NOT_READY.
@@ -29,6 +33,8 @@ def locations(
         record = resources.ready_resource(conn, name)
         found.folders[name] = record.path
         found.known_files[record.path].files.extend(encode.files_to_proto(resources.list_files(conn, record.uid)))
+    for uri in remotes:
+        found.folders[uri] = f"{objects_dir}/{copy_of(parse(uri))}"
     return found
 
 

@@ -48,6 +48,11 @@ class ControlSettings:
         return claim_of(self.storage, self.store_id)
 
     @property
+    def objects_dir(self) -> Path:
+        """The folder for copies of objects."""
+        return self.storage / "objects"
+
+    @property
     def cache_dir(self) -> Path:
         """The folder for files that can be made again."""
         return self.storage / "cache"

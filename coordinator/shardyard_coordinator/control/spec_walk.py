@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from shardyard.remote_uris import is_remote
 from shardyard.task_paths import leaf_of, task_paths
 from shardyard.v1 import spec_pb2
 
@@ -17,15 +19,18 @@ from shardyard.v1 import spec_pb2
 class WalkedSpec:
     """A spec and everything it names, in the order of its fields: made once, and passed on instead of the spec.
 
-    `uris` and `names` (of models and data sets) come with their field paths; `sources` are all models, tokenizers and
-    data; `hubs` are models of the Hub. The spec must not change afterwards.
+    `uris` (of files on the server), `remotes` (of objects) and `names` (of models and data sets) come with their field
+    paths; `sources` are all models, tokenizers and data; `hubs` are models of the Hub, and `private` those of them that
+    need a token, with their field paths. The spec must not change afterwards.
     """
 
     spec: spec_pb2.JobSpec
     uris: list[tuple[str, str]] = field(default_factory=list)
+    remotes: list[tuple[str, str]] = field(default_factory=list)
     names: list[tuple[str, str]] = field(default_factory=list)
     sources: list[Message] = field(default_factory=list)
     hubs: list[spec_pb2.HubModel] = field(default_factory=list)
+    private: list[tuple[str, spec_pb2.HubModel]] = field(default_factory=list)
 
     @functools.cached_property
     def uses(self) -> tuple[str, ...]:
@@ -40,6 +45,25 @@ def walk(spec: spec_pb2.JobSpec) -> WalkedSpec:
     return found
 
 
+def with_pins(spec: spec_pb2.JobSpec, uris: Mapping[str, str], hubs: Mapping[str, spec_pb2.HubModel]) -> WalkedSpec:
+    """The spec with other URIs and models of the Hub at the field paths that `walk` gives."""
+    pinned = spec_pb2.JobSpec()
+    pinned.CopyFrom(spec)
+    _replace(pinned, "job.spec", uris, hubs)
+    return walk(pinned)
+
+
+def _replace(message: Message, path: str, uris: Mapping[str, str], hubs: Mapping[str, spec_pb2.HubModel]) -> None:
+    for each, value in message.ListFields():
+        here = f"{path}.{each.name}"
+        if here in uris:
+            setattr(message, each.name, uris[here])
+        elif here in hubs:
+            value.CopyFrom(hubs[here])
+        elif not each.is_repeated and isinstance(value, Message):
+            _replace(value, here, uris, hubs)
+
+
 def _collect(message: Message, path: str, found: WalkedSpec) -> None:
     for each, value in message.ListFields():
         meaning = _meaning(each)
@@ -47,11 +71,12 @@ def _collect(message: Message, path: str, found: WalkedSpec) -> None:
             continue
         here = f"{path}.{each.name}"
         if meaning is _Meaning.URI:
-            found.uris.append((here, value))
+            (found.remotes if is_remote(value) else found.uris).append((here, value))
         elif meaning is _Meaning.NAME:
             found.names.append((here, value))
         elif meaning is _Meaning.HUB:
             found.hubs.append(value)
+            found.private.extend([(here, value)] if value.token else [])
         elif meaning is _Meaning.REPOSITORY:
             # A folder, or the name of a repository, which is pinned by its commit.
             found.uris.extend([(here, value)] if value.startswith("/") else [])

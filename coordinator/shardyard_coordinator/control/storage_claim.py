@@ -88,7 +88,7 @@ def _foreign(storage: Path, whose: str) -> StorageForeign:
 
 def _take(storage: Path, store_id: str, *, is_claimed: bool) -> None:
     make_private(storage)
-    for name in (*OWNED, "cache"):
+    for name in (*OWNED, "cache", "objects"):
         (storage / name).mkdir(exist_ok=True)
     if not is_claimed:
         draft = storage / f"{CLAIM}.tmp"

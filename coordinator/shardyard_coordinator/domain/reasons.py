@@ -59,6 +59,7 @@ class Reason(StrEnum):
     REVISION_NOT_FOUND = "REVISION_NOT_FOUND"
     DATASET_NOT_FOUND = "DATASET_NOT_FOUND"
     FILE_NOT_FOUND = "FILE_NOT_FOUND"
+    OBJECT_NOT_FOUND = "OBJECT_NOT_FOUND"
     CHECKPOINT_NOT_FOUND = "CHECKPOINT_NOT_FOUND"
     QUEUE_NOT_FOUND = "QUEUE_NOT_FOUND"
     METRIC_NOT_FOUND = "METRIC_NOT_FOUND"
@@ -79,6 +80,8 @@ class Reason(StrEnum):
     MODEL_CHANGED = "MODEL_CHANGED"
     DATASET_NOT_READY = "DATASET_NOT_READY"
     DATA_CHANGED = "DATA_CHANGED"
+    OBJECT_STORE_REFUSED = "OBJECT_STORE_REFUSED"
+    SECRET_UNUSABLE = "SECRET_UNUSABLE"
     MODEL_IN_USE = "MODEL_IN_USE"
     DATASET_IN_USE = "DATASET_IN_USE"
     ETAG_MISMATCH = "ETAG_MISMATCH"
@@ -99,6 +102,7 @@ class Reason(StrEnum):
     TOO_MANY_WATCHERS = "TOO_MANY_WATCHERS"
     INSPECTION_UNAVAILABLE = "INSPECTION_UNAVAILABLE"
     HUB_UNREACHABLE = "HUB_UNREACHABLE"
+    OBJECT_STORE_UNREACHABLE = "OBJECT_STORE_UNREACHABLE"
     ISSUER_UNREACHABLE = "ISSUER_UNREACHABLE"
     STORE_FULL = "STORE_FULL"
     STORE_BUSY = "STORE_BUSY"
@@ -163,6 +167,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.REVISION_NOT_FOUND: Meaning(_NF, "The Hub model has no such revision."),
         Reason.DATASET_NOT_FOUND: Meaning(_NF, "There is no such data set."),
         Reason.FILE_NOT_FOUND: Meaning(_NF, "The model or data set has no such file."),
+        Reason.OBJECT_NOT_FOUND: Meaning(_NF, "The object store has no such object, nor objects below it."),
         Reason.CHECKPOINT_NOT_FOUND: Meaning(_NF, "There is no such checkpoint."),
         Reason.QUEUE_NOT_FOUND: Meaning(_NF, "There is no such queue."),
         Reason.METRIC_NOT_FOUND: Meaning(_NF, "The job has no such metric."),
@@ -187,6 +192,10 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
         Reason.MODEL_CHANGED: Meaning(_FP, "A file of the model is not the one that was uploaded or exported."),
         Reason.DATASET_NOT_READY: Meaning(_FP, "The data set is still being uploaded."),
         Reason.DATA_CHANGED: Meaning(_FP, "A file of the data set is not the one that was uploaded or made."),
+        Reason.OBJECT_STORE_REFUSED: Meaning(
+            _FP, "The object store refuses the request; the message has its code, such as AccessDenied."
+        ),
+        Reason.SECRET_UNUSABLE: Meaning(_FP, "The file of a secret is missing, or does not have what it is used for."),
         Reason.MODEL_IN_USE: Meaning(_FP, "A live job reads the model."),
         Reason.DATASET_IN_USE: Meaning(_FP, "A live job reads the data set."),
         Reason.ETAG_MISMATCH: Meaning(Code.ABORTED, "It has changed since the etag was read."),
@@ -215,6 +224,7 @@ MEANINGS: Mapping[Reason, Meaning] = MappingProxyType(
             Code.UNAVAILABLE, "No worker can look into model and data at the moment."
         ),
         Reason.HUB_UNREACHABLE: Meaning(Code.UNAVAILABLE, "The Hugging Face Hub cannot be reached."),
+        Reason.OBJECT_STORE_UNREACHABLE: Meaning(Code.UNAVAILABLE, "The object store does not answer, or not in time."),
         Reason.ISSUER_UNREACHABLE: Meaning(
             Code.UNAVAILABLE, "The keys of the JWT's issuer cannot be fetched at the moment."
         ),

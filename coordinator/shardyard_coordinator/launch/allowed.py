@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from shardyard_coordinator.launch.confine import Identities, holds, identities
 
 _HUB = "https://huggingface.co"
+_AMAZON = "https://s3.amazonaws.com"
 
 # The longest wait for a mount whose server does not answer; requests for other paths do not wait.
 _PATIENCE_S = 1.0
@@ -22,18 +23,21 @@ _log = logging.getLogger(__name__)
 class Folders:
     """The folders that the processes may read and write, beside the environment; without `cache` they are not confined.
 
-    `hidden` is the state folder, which they never see as a whole.
+    `hidden` is the state folder, which they never see as a whole. `objects` has the copies of objects, which ranks
+    only read; `ports` are those of the object store.
     """
 
     reads: tuple[str, ...] = ()
     cache: str = ""
     hidden: str = ""
+    objects: str = ""
+    ports: tuple[int, ...] = ()
 
     def confine(self, environment: Mapping[str, str]) -> Mapping[str, object]:
         """The argument of `compute_worker --confine`."""
         if not self.cache:
             return {}
-        ports = hub_ports(environment)
+        ports = sorted({*hub_ports(environment), *self.ports})
         return {"reads": self.reads, "writes": self._writes, "hidden": self.hidden, "ports": ports}
 
     @property
@@ -51,7 +55,7 @@ class Folders:
 
     @property
     def _writes(self) -> tuple[str, ...]:
-        return (self.cache, f"{self.cache}/tmp")
+        return (self.cache, f"{self.cache}/tmp", *filter(None, [self.objects]))
 
     def environment(self) -> Mapping[str, str]:
         """Environment variables that say where libraries may write."""
@@ -98,8 +102,17 @@ def hub_ports(environment: Mapping[str, str]) -> list[int]:
     """The ports of the Hub, of a proxy for it, and of DNS over TCP."""
     if is_offline(environment):
         return []
-    urls = [environment.get("HF_ENDPOINT") or _HUB, _HUB]
-    urls += [value for name, value in environment.items() if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}]
+    return _ports([environment.get("HF_ENDPOINT") or _HUB, _HUB], environment)
+
+
+def object_ports(endpoint: str, environment: Mapping[str, str]) -> list[int]:
+    """The ports of an object store (empty: Amazon's), of a proxy for it, and of DNS over TCP."""
+    return _ports([endpoint or _AMAZON], environment)
+
+
+def _ports(urls: Sequence[str], environment: Mapping[str, str]) -> list[int]:
+    proxies = {"http_proxy", "https_proxy", "all_proxy"}
+    urls = [*urls, *(value for name, value in environment.items() if name.lower() in proxies)]
     ports = {53}
     for url in filter(None, urls):
         try:

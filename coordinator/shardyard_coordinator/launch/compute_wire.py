@@ -19,28 +19,31 @@ def settings_of(
     warm: tuple[str, ...],
     answerer: str,
     environment: Mapping[str, str],
+    secrets_dir: str,
 ) -> Header:
     """The settings of a ProcessCompute as JSON values."""
     return {
         "log": log,
         "size": [size.inspections, size.memory_bytes, size.threads],
-        "folders": [list(folders.reads), folders.cache, folders.hidden],
+        "folders": [list(folders.reads), folders.cache, folders.hidden, folders.objects, list(folders.ports)],
         "warm": list(warm),
         "answerer": answerer,
         "environment": dict(environment),
+        "secrets_dir": secrets_dir,
     }
 
 
 def made_of(settings: Header) -> ProcessCompute:
     """The ProcessCompute with these settings."""
-    reads, cache, hidden = settings["folders"]
+    reads, cache, hidden, objects, ports = settings["folders"]
     return ProcessCompute(
         log=Path(settings["log"]),
         size=Size(*settings["size"]),
-        folders=Folders(tuple(reads), cache, hidden),
+        folders=Folders(tuple(reads), cache, hidden, objects, tuple(ports)),
         warm=settings["warm"],
         answerer=settings["answerer"],
         environment=settings["environment"],
+        secrets_dir=settings["secrets_dir"],
     )
 
 

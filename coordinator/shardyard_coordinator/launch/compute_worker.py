@@ -27,7 +27,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +41,8 @@ READING_FUNCTION = "shardyard_trainer.reading:listen"
 _PACKET_BYTES = 64 * 1024
 # Less than the coordinator waits for the answer to an order.
 _GONE_S = 3.0
+# Shorter parts of a secret are words such as `=` and would make errors unreadable.
+_SHORTEST_SECRET = 6
 
 
 def main() -> None:
@@ -143,7 +145,7 @@ def _end(pid: int) -> dict[str, Any]:
 
 
 def inspect(channel: socket.socket) -> None:
-    """Answers until the stream is closed: {"function", "cpu_s"} and a body come in.
+    """Answers until the stream is closed: {"function", "cpu_s"} and a body come in; with "secrets", values by name.
 
     Out go {"reading": {"field", "what", "reason"}} while it works, whenever it begins with another file, and then
     {"ok": true} with the answer, or {"ok": false, "error": traceback, "kind"}: `memory`, `system` (an OSError), or
@@ -153,19 +155,27 @@ def inspect(channel: socket.socket) -> None:
     while (request := receive_frame(channel)) is not None:
         header, body = unpack(request)
         confine.limit_cpu(header["cpu_s"])
-        channel.sendall(frame(answer(header["function"], body)))
+        channel.sendall(frame(answer(header["function"], body, header.get("secrets", {}))))
 
 
-def answer(function: str, body: bytes) -> bytes:
-    """Calls a function; returns the payload of the answer's frame."""
+def answer(function: str, body: bytes, secrets: Mapping[str, str | None]) -> bytes:
+    """Calls a function, with the values of secrets if there are any; returns the payload of the answer's frame."""
     reply: Header = {"ok": True}
     result = b""
     try:
-        result = resolve(function)(body)
+        result = resolve(function)(body, secrets=secrets) if secrets else resolve(function)(body)
     except BaseException as error:  # edge: a panic of a Rust library is not an Exception.
         kind = "memory" if isinstance(error, MemoryError) else "system" if is_of_the_system(error) else "raised"
-        reply = {"ok": False, "error": traceback.format_exc(), "kind": kind}
+        reply = {"ok": False, "error": without_values(traceback.format_exc(), secrets), "kind": kind}
     return pack(reply, result)
+
+
+def without_values(text: str, secrets: Mapping[str, str | None]) -> str:
+    """The text without each line of a secret, and each word of it: an error may repeat a part."""
+    words = {word for value in secrets.values() if value for word in (*value.splitlines(), *value.split())}
+    for word in sorted((word for word in words if len(word) >= _SHORTEST_SECRET), key=len, reverse=True):
+        text = text.replace(word, "…")
+    return text
 
 
 def is_of_the_system(error: BaseException) -> bool:

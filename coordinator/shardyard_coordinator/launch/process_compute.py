@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from shardyard_coordinator.launch.allowed import Folders, FolderWatch
 from shardyard_coordinator.launch.answering import Answering
@@ -29,8 +30,10 @@ from shardyard_coordinator.launch.forks import (
     how_it_failed,
     rotate,
 )
+from shardyard_coordinator.launch.frames import Header
 from shardyard_coordinator.launch.inherited import without_secrets
 from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
+from shardyard_coordinator.launch.secret_files import read_secrets
 from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
 WARM = (
@@ -82,8 +85,10 @@ class ProcessCompute:
         answerer: str = ANSWERER,
         environment: Mapping[str, str] | None = None,
         warm_ranks: Sequence[str] = WARM_RANKS,
+        secrets_dir: str = "",
     ) -> None:
         self._log_path = log
+        self._secrets_dir = secrets_dir
         self._size = size or Size()
         self._folders = folders or Folders()
         self._warm = tuple(warm)
@@ -133,6 +138,7 @@ class ProcessCompute:
         cpu_s: float,
         route: bytes = b"",
         network: bool = False,
+        secrets: Sequence[str] = (),
     ) -> bytes:
         """Calls `package.module:function` in a separate process; see `protocols.Compute`."""
         has_begun = False
@@ -141,7 +147,10 @@ class ProcessCompute:
             nonlocal has_begun
             async with (self._hub_turns if network else self._turns).turn(caller):
                 has_begun = True
-                return await self._inspect(function, request, cpu_s=cpu_s, route=route, network=network)
+                # A process that has known a secret is asked nothing else.
+                kept_for = b"" if secrets else route
+                question = _Question(function, request, tuple(secrets))
+                return await self._inspect(question, cpu_s=cpu_s, route=kept_for, network=network)
 
         call = asyncio.create_task(turn())
         self._calls.add(call)
@@ -173,19 +182,21 @@ class ProcessCompute:
         if not call.cancelled():
             call.exception()  # Retrieved here too, in case the caller has left.
 
-    async def _inspect(self, function: str, request: bytes, *, cpu_s: float, route: bytes, network: bool) -> bytes:
+    async def _inspect(self, question: _Question, *, cpu_s: float, route: bytes, network: bool) -> bytes:
         await self._follow_folders()
         kept = self._take_kept(route)
         how = ""
         for _ in range(2 if kept is None else 3):
             try:
                 fork = kept or await self._new_fork(network=network)
-                answer = await _Inspection(fork, function, cpu_s, self._size.memory_bytes).run(request)
+                values = await asyncio.to_thread(read_secrets, self._secrets_dir, question.secrets)
+                inspection = _Inspection(fork, question.function, cpu_s, self._size.memory_bytes)
+                answer = await inspection.run(question.request, values)
                 self._keep_fork(fork, route)
                 return answer
             except WarmProcessGone as error:
                 how = str(error)
-                _log.warning("%s: %s", function, error)
+                _log.warning("%s: %s", question.function, error)
             except InputFailed:
                 # A kept process may have died while it was idle, and what it read before counts against its memory:
                 # only a fresh one shows that the input is at fault.
@@ -293,6 +304,14 @@ class ProcessCompute:
         return True
 
 
+class _Question(NamedTuple):
+    """A call of a function, and the names of the secrets that it needs."""
+
+    function: str
+    request: bytes
+    secrets: tuple[str, ...]
+
+
 class _Inspection:
     """One question to one fork, watched."""
 
@@ -306,12 +325,13 @@ class _Inspection:
         self._idle = False
         self._stopped = False
 
-    async def run(self, request: bytes) -> bytes:
+    async def run(self, request: bytes, secrets: Mapping[str, str | None]) -> bytes:
         """Raises: InputFailed, ComputeFailed, ComputeUnavailable, WarmProcessGone. Then the fork is ended."""
         # Watch before sending: a stopped fork accepts no more than fits into the socket.
         watch = asyncio.create_task(self._watch())
         try:
-            await self._fork.send({"function": self._function, "cpu_s": self._cpu_s}, request)
+            asked: Header = {"function": self._function, "cpu_s": self._cpu_s}
+            await self._fork.send(asked | ({"secrets": dict(secrets)} if secrets else {}), request)
             received = await self._answer()
         except BaseException:
             self._fork.kill()

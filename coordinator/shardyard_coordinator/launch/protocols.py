@@ -7,7 +7,7 @@ Each has a Ray and a local implementation here, and a scripted one in the tests.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -204,8 +204,12 @@ class Compute(Protocol):
         cpu_s: float,
         route: bytes = b"",
         network: bool = False,
+        secrets: Sequence[str] = (),
     ) -> bytes:
         """Calls `package.module:function` with bytes, in a separate process that may compute for `cpu_s`.
+
+        With names of `secrets` it is called with their values too, by name (None: there is no such file), which are
+        read beside the process, and are known to it alone.
 
         The wait for a turn does not count. Questions of one `route` name the same files: the process of one may answer
         the next. A caller that leaves ends nothing that has begun.

@@ -167,6 +167,7 @@ class RayCompute:
         warm: Sequence[str] = WARM,
         answerer: str = ANSWERER,
         environment: Mapping[str, str] | None = None,
+        secrets_dir: str = "",
     ) -> None:
         self._link = link
         self._settings = {"method": "warm"} | settings_of(
@@ -176,6 +177,7 @@ class RayCompute:
             warm=tuple(warm),
             answerer=answerer,
             environment=environment or {},
+            secrets_dir=secrets_dir,
         )
 
     async def start(self) -> None:
@@ -194,9 +196,17 @@ class RayCompute:
         cpu_s: float,
         route: bytes = b"",
         network: bool = False,
+        secrets: Sequence[str] = (),
     ) -> bytes:
         """Calls `package.module:function` in a separate process; see `protocols.Compute`."""
-        options = {"caller": caller, "cpu_s": cpu_s, "route": route.hex(), "network": network}
+        options = {
+            "caller": caller,
+            "cpu_s": cpu_s,
+            "route": route.hex(),
+            "network": network,
+            # Names only: values are read where the processes are.
+            "secrets": list(secrets),
+        }
         return await self._call({"verb": "inspect", "function": function, "options": options}, request)
 
     async def ask(self, function: str, model: str, request: bytes, *, caller: tuple[str, ...], turn_s: float) -> bytes:

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from shardyard.remote_uris import hub_cache
 from shardyard.v1 import spec_pb2
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
 from shardyard_coordinator.serve.validation import sources
@@ -45,7 +46,7 @@ def identify(named: Named, roots: Sequence[str]) -> bytes:
 def hub_folders(hubs: Iterable[spec_pb2.HubModel], cache_dir: str) -> tuple[str, ...]:
     """The folders in the Hub's cache of models and tokenizers that are pinned to a commit."""
     return tuple(
-        f"{cache_dir}/hub/models--{hub.id.replace('/', '--')}/snapshots/{hub.revision}"
+        f"{cache_dir}/{hub_cache(hub.token)}/models--{hub.id.replace('/', '--')}/snapshots/{hub.revision}"
         for hub in hubs
         if _COMMIT.fullmatch(hub.revision)
     )

@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
@@ -65,16 +65,20 @@ class Questions:
         route: bytes = b"",
         network: bool = False,
         data_bytes: int = 0,
+        secrets: Sequence[str] = (),
     ) -> bytes:
         """Calls a function of the trainer in a separate process, whose time limit grows with `data_bytes`.
 
         `key` identifies the request: the same one is the same function, request and content of files. Questions of one
-        `route` name the same files. Raises Refused: the subject's reason, or INSPECTION_UNAVAILABLE.
+        `route` name the same files. The function gets the values of `secrets` too (`protocols.Compute`).
+        Raises Refused: the subject's reason, or INSPECTION_UNAVAILABLE.
         """
         more_s = min(data_bytes // 2**20 * _S_PER_MIB, _MOST_FOR_DATA_S)
         caller, cpu_s = _caller(call), self._limits.inspection_s + more_s
         return await self._judged(
-            lambda: self._compute.inspect(function, request, caller=caller, cpu_s=cpu_s, route=route, network=network),
+            lambda: self._compute.inspect(
+                function, request, caller=caller, cpu_s=cpu_s, route=route, network=network, secrets=secrets
+            ),
             call,
             subject,
             key,

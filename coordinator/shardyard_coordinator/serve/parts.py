@@ -15,6 +15,7 @@ from typing import TypeVar
 from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import MEANINGS, Code, Reason
+from shardyard_coordinator.domain.remote import Remote
 from shardyard_coordinator.launch.claim import claim_of
 from shardyard_coordinator.launch.protocols import ClusterView, Compute, Launcher
 from shardyard_coordinator.seams import Clock, Trace
@@ -54,6 +55,7 @@ class Parts:
     currency: str = ""
     is_offline: bool = False
     webhook_allow: tuple[str, ...] = ()
+    remote: Remote = field(default_factory=Remote)
     spans: Spans = field(default_factory=NullSpans)
 
     @cached_property

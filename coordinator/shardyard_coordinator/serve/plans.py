@@ -92,7 +92,7 @@ class Plans:
 
         Never refuses: on None, ask `plan`, which also says why a spec cannot be planned.
         """
-        if walked.names:
+        if walked.names or walked.remotes or walked.private:
             return None
         spec, named = walked.spec, Named(tuple(walked.uris), hub_folders(walked.hubs, self._parts.cache_dir))
         view = await self._cluster.view()
@@ -130,7 +130,7 @@ class Plans:
 
     def reads(self, walked: WalkedSpec) -> Together[Callable[[Connection], Any], Any]:
         """Where to read: specs that name files have their own readers, so a hung file system delays no others."""
-        names_files = walked.names or walked.uris or hub_folders(walked.hubs, "")
+        names_files = walked.names or walked.uris or walked.remotes or hub_folders(walked.hubs, "")
         return self._files if names_files else self._rows
 
     def locate(self, conn: Connection, walked: WalkedSpec, call: Call) -> Located:
@@ -150,8 +150,11 @@ class Plans:
                 torch_hub=parts.torch_hub,
                 cache_dir=parts.cache_dir,
                 claim=parts.claim,
+                remotes=[uri for _, uri in walked.remotes],
+                objects_dir=str(parts.storage / "objects"),
             )
-            folders = (*(found.folders[name] for name in uses), *hub_folders(walked.hubs, parts.cache_dir))
+            ours = (found.folders[name] for name in (*uses, *(uri for _, uri in walked.remotes)))
+            folders = (*ours, *hub_folders(walked.hubs, parts.cache_dir))
             identity = of_uris + identify(Named(folders=folders), parts.data_roots)
         except Refused as refused:
             raise self._explained(conn, walked, call, refused) from None
@@ -186,7 +189,7 @@ class Plans:
                 subject=_SUBJECT,
                 key=fingerprint,
                 route=question.route,
-                network=bool(walked.hubs),
+                network=len(walked.hubs) > len(walked.private),
                 data_bytes=question.data_bytes,
             )
             result = worker_pb2.PlanResult.FromString(answer)
@@ -235,7 +238,7 @@ def _data_bytes(located: Located) -> int:
     for source in located.walked.sources:
         if not isinstance(source, spec_pb2.DataSource):
             continue
-        path = located.locations.folders.get(source.dataset, source.uri)
+        path = located.locations.folders.get(source.dataset or source.uri, source.uri)
         for folder, _, files in os.walk(path) if path and Path(path).is_dir() else [(path, [], [""])] * bool(path):
             for name in files:
                 with suppress(OSError, ValueError):

@@ -19,6 +19,7 @@ from shardyard_coordinator.domain.records import CreatedJob, JobRecord, NewJob
 from shardyard_coordinator.seams import SYSTEM
 from shardyard_coordinator.serve.buckets import Buckets
 from shardyard_coordinator.serve.call import Call
+from shardyard_coordinator.serve.fetching import Fetching
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.plans import Located, Planned, Plans
 from shardyard_coordinator.serve.validation import names
@@ -38,6 +39,7 @@ class Submitter:
     def __init__(self, parts: Parts, plans: Plans) -> None:
         self._parts = parts
         self._plans = plans
+        self._fetching = Fetching(parts)
         self._rates = Buckets(parts.limits.max_submit_burst, parts.limits.submits_per_s, parts.clock)
         self._creates: Together[Submission, CreatedJob] = writes_together(
             parts.store, self._insert, SYSTEM, size=lambda each: len(each.new.spec) + len(each.new.plan)
@@ -69,6 +71,11 @@ class Submitter:
         walked = walk(request.job.spec)
         planned = await self._plans.at_hand(walked)
         if planned is None or not _is_as_planned(request, planned):
+            if walked.remotes or walked.private:
+                known = await self._parts.store.read(lambda conn: _known(conn, request, call, fingerprint))
+                if known is not None:
+                    return known
+                walked = await self._fetching.pinned(walked, project, call)
             found = await self._look(request, walked, call, fingerprint)
             if isinstance(found, JobRecord):
                 return found
@@ -133,19 +140,16 @@ class Submitter:
         """The job that the request has made already, so that a retry is not planned again; else the plan's input."""
 
         def look(conn: Connection) -> JobRecord | Located:
-            if request.request_id and not request.validate_only:
-                known = submissions.find_request(conn, call.principal, request.request_id, fingerprint)
-                if known is not None:
-                    return known
-            return self._plans.locate(conn, walked, call)
+            known = _known(conn, request, call, fingerprint)
+            return known if known is not None else self._plans.locate(conn, walked, call)
 
         found: JobRecord | Located = await self._plans.reads(walked).ask(look)
         return found
 
     async def plan(self, request: job_service_pb2.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
         """Plans a job; changes nothing."""
-        self._parts.name("project", request.parent)
-        walked = walk(request.job.spec)
+        project = self._parts.name("project", request.parent).project
+        walked = await self._fetching.pinned(walk(request.job.spec), project, call)
         located = await self._plans.reads(walked).ask(lambda conn: self._plans.locate(conn, walked, call))
         queue_of(request.job)
         planned = await self._plans.plan(located, call)
@@ -177,6 +181,15 @@ class Submitter:
         job.priority = new.priority  # type: ignore[assignment]
         job.resolved_spec.ParseFromString(new.resolved_spec)
         return job
+
+
+def _known(
+    conn: Connection, request: job_service_pb2.CreateJobRequest, call: Call, fingerprint: bytes
+) -> JobRecord | None:
+    """The job that the request has made already."""
+    if not request.request_id or request.validate_only:
+        return None
+    return submissions.find_request(conn, call.principal, request.request_id, fingerprint)
 
 
 def new_job(

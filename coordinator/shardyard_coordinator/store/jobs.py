@@ -174,6 +174,13 @@ def num_live(conn: Connection, project: str) -> int:
     return int(conn.execute(select(func.count()).select_from(tables.job).where(*mine)).scalar_one())
 
 
+def live_specs(conn: Connection, *, naming: bytes) -> list[bytes]:
+    """The resolved specs, as bytes of a JobSpec, of all jobs that have not ended and whose specs have these bytes."""
+    live = [state.value for state in JobState if not state.is_terminal]
+    found = conn.execute(select(_job.resolved_spec).where(_job.deleted_us == 0, _job.state.in_(live)))
+    return [bytes(spec) for (spec,) in found if naming in bytes(spec)]
+
+
 def request_cancel(conn: Connection, project: str, job_id: str, etag: str, *, actor: Actor, now_us: int) -> JobRecord:
     """Cancels the job: at once if it holds no slots, else it becomes CANCELLING. Idempotent.
 

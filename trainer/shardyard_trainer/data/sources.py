@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from google.protobuf.message import Message
 
+from shardyard.remote_uris import is_remote
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.digests import CHANGED, damage_of
@@ -84,11 +85,8 @@ def resolve_source(
         base, roots, origin = _dataset_folder(source.dataset, locations, field), None, f"{field}.dataset"
         _check_uploaded(source, locations, origin)
     elif source.WhichOneof("source") == "uri":
-        base, roots, origin = (
-            resolve_uri(source.uri, locations, field=f"{field}.uri"),
-            locations.data_roots,
-            f"{field}.uri",
-        )
+        base, origin = resolve_uri(source.uri, locations, field=f"{field}.uri"), f"{field}.uri"
+        roots = None if is_remote(source.uri) else locations.data_roots
     else:
         raise SpecError(
             field, "SPEC_INVALID", "no source: give uri (a path on the server) or dataset (an uploaded one)"
@@ -132,7 +130,12 @@ def is_for_tests(name: str) -> bool:
 
 
 def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Path:
-    """The file or folder at a path on the server, symlinks resolved. Raises SpecError if it is not allowed."""
+    """The file or folder at a path on the server, symlinks resolved, or the copy of the objects of a pinned URI.
+
+    Raises SpecError if it is not allowed, or the copy is not there.
+    """
+    if is_remote(uri):
+        return _copy(uri, locations, field)
     if "://" in uri or uri.startswith("file:") or "::" in uri:
         scheme = shorten(uri.split(":", 1)[0])
         reason = "PATH_NOT_ALLOWED" if scheme == "file" else "ADDRESS_NOT_ALLOWED"
@@ -157,6 +160,17 @@ def resolve_uri(uri: str, locations: worker_pb2.Locations, *, field: str) -> Pat
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise SpecError(field, "PATH_NOT_ALLOWED", f"{shorten(uri)!r} is not a regular file or folder")
     return resolved
+
+
+def _copy(uri: str, locations: worker_pb2.Locations, field: str) -> Path:
+    place = locations.folders.get(uri, "")
+    if not place:
+        text = f"{shorten(uri)!r}: objects are read by a service that allows their address; start it with --remote-root"
+        raise SpecError(field, "ADDRESS_NOT_ALLOWED", text)
+    if not Path(place).exists():
+        text = f"the service's copy of {shorten(uri)!r} is gone; submit the job again"
+        raise SpecError(field, "OBJECT_NOT_FOUND", text)
+    return Path(place).resolve()
 
 
 def open_regular(path: Path, name: str) -> BinaryIO:

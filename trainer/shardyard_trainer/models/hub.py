@@ -29,6 +29,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
+from shardyard.remote_uris import hub_cache
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.models.door import Folder, open_folder
@@ -52,20 +53,27 @@ class HubFolder(NamedTuple):
     commit: str
 
 
-def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.model.hub") -> HubFolder:
+def resolve_hub(
+    hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.model.hub", token: str = ""
+) -> HubFolder:
     """Fetches a model's files (once) and pins its commit. `HF_ENDPOINT` is the Hub's address.
+
+    A model that names a secret is fetched with `token`, its value; without the value it is only looked up.
 
     Raises SpecError MODEL_NOT_FOUND, REVISION_NOT_FOUND, HUB_UNREACHABLE, MODEL_UNSAFE, QUOTA_EXCEEDED for a model over
     the bound, STORAGE_FULL for one that the disk has no room for, or SPEC_INVALID for an id that is not one.
     """
-    target = cache_dir / "hub"
+    target = cache_dir / hub_cache(hub.token)
     if _COMMIT.fullmatch(hub.revision) and (cached := _cached(hub, target)):
         return HubFolder(_opened(cached), hub.revision)
+    if hub.token and not token:
+        text = f"{shorten(hub.id)} is private, and its copy is not in the service's cache any more; submit again"
+        raise SpecError(field, "HUB_UNREACHABLE", text)
     endpoint = os.environ.get("HF_ENDPOINT") or None
     revision = hub.revision or "main"
     try:
-        # No token: what the server's account may read is not for everybody who may submit.
-        api = HfApi(endpoint=endpoint, token=False)
+        # No token of the server's account: what that may read is not for everybody who may submit.
+        api = HfApi(endpoint=endpoint, token=token or False)
         info = api.model_info(hub.id, revision=revision, timeout=_TIMEOUT_S, files_metadata=True)
         sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
         _check_files(hub, set(sizes), field)
@@ -75,7 +83,7 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
                 revision=info.sha,
                 cache_dir=target,
                 endpoint=endpoint,
-                token=False,
+                token=token or False,
                 allow_patterns=_WANTED,
                 # Other frameworks' weights and demos have their own folders.
                 ignore_patterns=["*/*"],
@@ -93,12 +101,12 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
             f"{shorten(hub.id)} has no branch, tag or commit {shorten(revision)!r}",
         ) from None
     except (RepositoryNotFoundError, GatedRepoError):
-        raise SpecError(
-            f"{field}.id", "MODEL_NOT_FOUND", f"the Hub has no model {shorten(hub.id)!r}, or it is private or gated"
-        ) from None
+        raise _not_found(hub, field) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
         if _is_of_this_disk(error):
             raise
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise _not_found(hub, field) from None
         raise SpecError(
             field,
             "HUB_UNREACHABLE",
@@ -107,6 +115,15 @@ def resolve_hub(hub: spec_pb2.HubModel, cache_dir: Path, *, field: str = "spec.m
     _complete(target, str(info.sha)).parent.mkdir(parents=True, exist_ok=True)
     _complete(target, str(info.sha)).touch()
     return HubFolder(_opened(Path(folder)), str(info.sha))
+
+
+def _not_found(hub: spec_pb2.HubModel, field: str) -> SpecError:
+    text = f"the Hub has no model {shorten(hub.id)!r}, or it is private or gated"
+    if hub.token:
+        text += f", and the token of {shorten(hub.token)} may not read it; have the operator correct it"
+    else:
+        text += "; give its `token`, as the name of a secret (secret://NAME), or upload the model"
+    return SpecError(f"{field}.id", "MODEL_NOT_FOUND", text)
 
 
 @contextmanager
@@ -180,7 +197,13 @@ def _too_large(hub: spec_pb2.HubModel, what: str, most: int, field: str, metadat
 
 def snapshot_folder(hub: spec_pb2.HubModel, cache_dir: Path) -> Path:
     """The folder in the cache for a model of a commit, existing or not."""
-    return cache_dir / "hub" / repo_folder_name(repo_id=hub.id, repo_type="model") / "snapshots" / hub.revision
+    return (
+        cache_dir
+        / hub_cache(hub.token)
+        / repo_folder_name(repo_id=hub.id, repo_type="model")
+        / "snapshots"
+        / hub.revision
+    )
 
 
 def _is_of_this_disk(error: Exception) -> bool:

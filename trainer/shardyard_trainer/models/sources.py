@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from google.protobuf.message import Message
 
+from shardyard.remote_uris import is_remote
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.data.errors import SpecError, shorten
@@ -136,14 +137,15 @@ def pin(source: Any, pinned: Message | None) -> None:
 
 def _of_hub(hub: spec_pb2.HubModel, locations: worker_pb2.Locations, field: str) -> Found:
     found, commit = resolve_hub(hub, Path(locations.cache_dir), field=field)
-    return Found(_checked(found, field), spec_pb2.HubModel(id=hub.id, revision=commit))
+    return Found(_checked(found, field), spec_pb2.HubModel(id=hub.id, revision=commit, token=hub.token))
 
 
 def _of_uri(uri: str, locations: worker_pb2.Locations, field: str) -> Found:
     path = resolve_uri(uri, locations, field=field)
     if not path.is_dir():
         raise SpecError(field, "PATH_NOT_ALLOWED", f"{shorten(uri)!r} is a file; give its folder")
-    roots = tuple(Path(root) for root in locations.data_roots)
+    # A copy of objects is no client's folder: nothing in it leads elsewhere.
+    roots = () if is_remote(uri) else tuple(Path(root) for root in locations.data_roots)
     return _as_read(_checked(open_folder(path, roots=roots), field), locations, field)
 
 

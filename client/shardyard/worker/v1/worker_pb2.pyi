@@ -105,7 +105,7 @@ class Locations(_message.Message):
     """For tokenised data, Hub downloads and the like."""
     @_builtins.property
     def folders(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Resource name (`projects/p/models/m`, `projects/p/datasets/d`) → absolute folder."""
+        """Resource name (`projects/p/models/m`, `projects/p/datasets/d`) → absolute folder; a pinned `s3://` URI → the absolute folder, or file, of its copy."""
 
     @_builtins.property
     def data_roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -444,6 +444,172 @@ class RecommendResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecommendResult: _TypeAlias = RecommendResult  # noqa: Y015
+
+@_typing.final
+class FetchRequest(_message.Message):
+    """Asks for a copy of the objects of an `s3://` URI; the value of its secret comes beside the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    OBJECTS_DIR_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    MOST_BYTES_FIELD_NUMBER: _builtins.int
+    BUDGET_S_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Path of the URI's field from the Job on, such as `spec.train_data.uri`."""
+    uri: _builtins.str
+    """An object, or all objects below a prefix; with `@sha256:` and a digest, they have to be the ones of that digest."""
+    objects_dir: _builtins.str
+    """Absolute folder of all copies."""
+    endpoint: _builtins.str
+    """URL of the object store; empty: Amazon S3."""
+    region: _builtins.str
+    """Region of the buckets; empty: `us-east-1`."""
+    secret: _builtins.str
+    """Name of the secret that has the keys; empty: requests are not signed."""
+    most_bytes: _builtins.int
+    """Bytes that all copies may take together."""
+    budget_s: _builtins.float
+    """Seconds after which the answer says how far it is, for another call to continue."""
+    @_builtins.property
+    def claim(self) -> Global___StorageClaim:
+        """Proof that the storage is mounted."""
+
+    @_builtins.property
+    def kept(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Pinned URIs whose copies are not removed to make room: jobs that have not ended read them."""
+
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        objects_dir: _builtins.str = ...,
+        claim: Global___StorageClaim | None = ...,
+        endpoint: _builtins.str = ...,
+        region: _builtins.str = ...,
+        secret: _builtins.str = ...,
+        most_bytes: _builtins.int = ...,
+        budget_s: _builtins.float = ...,
+        kept: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_s", b"budget_s", "claim", b"claim", "endpoint", b"endpoint", "field", b"field", "kept", b"kept", "most_bytes", b"most_bytes", "objects_dir", b"objects_dir", "region", b"region", "secret", b"secret", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class FetchResult(_message.Message):
+    """How far a copy is, or the violations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    ALL_BYTES_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """The URI with the digest of its objects, once their copy is complete; empty: call again."""
+    done_bytes: _builtins.int
+    """Bytes that are here."""
+    all_bytes: _builtins.int
+    """Bytes of all objects."""
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Violation]:
+        """All of them."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        done_bytes: _builtins.int = ...,
+        all_bytes: _builtins.int = ...,
+        violations: _abc.Iterable[Global___Violation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_bytes", b"all_bytes", "done_bytes", b"done_bytes", "uri", b"uri", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchResult: _TypeAlias = FetchResult  # noqa: Y015
+
+@_typing.final
+class FetchHubRequest(_message.Message):
+    """Asks for a model of the Hub that needs a token; the token comes beside the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    HUB_FIELD_NUMBER: _builtins.int
+    CACHE_DIR_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Path of the model's field from the Job on, such as `spec.model.hub`."""
+    cache_dir: _builtins.str
+    """As in Locations."""
+    @_builtins.property
+    def hub(self) -> _spec_pb2.HubModel:
+        """As in the spec."""
+
+    @_builtins.property
+    def claim(self) -> Global___StorageClaim:
+        """As in Locations."""
+
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        hub: _spec_pb2.HubModel | None = ...,
+        cache_dir: _builtins.str = ...,
+        claim: Global___StorageClaim | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "hub", b"hub"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dir", b"cache_dir", "claim", b"claim", "field", b"field", "hub", b"hub"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchHubRequest: _TypeAlias = FetchHubRequest  # noqa: Y015
+
+@_typing.final
+class FetchHubResult(_message.Message):
+    """The model's commit, or the violations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUB_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hub(self) -> _spec_pb2.HubModel:
+        """The model with its commit; set if there are no violations."""
+
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Violation]:
+        """All of them."""
+
+    def __init__(
+        self,
+        *,
+        hub: _spec_pb2.HubModel | None = ...,
+        violations: _abc.Iterable[Global___Violation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hub", b"hub", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchHubResult: _TypeAlias = FetchHubResult  # noqa: Y015
 
 @_typing.final
 class InspectModelRequest(_message.Message):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from shardyard.remote_uris import is_remote, parse, secret_name
 from shardyard_coordinator.domain.errors import FieldViolation
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.serve.validation.names import name_complaint
@@ -20,8 +21,8 @@ _MAX_PATH_BYTES: Final = 2048
 _REVISION: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 
 
-def check_uri(field: str, uri: str) -> list[FieldViolation]:
-    """The errors in a URI's text; whether it exists is checked later.
+def check_uri(field: str, uri: str, *, objects: bool = True) -> list[FieldViolation]:
+    """The errors in a URI's text; whether it exists is checked later. `objects`: whether it may name objects.
 
     The allowed roots are not named: they concern the operator only.
     """
@@ -40,6 +41,8 @@ def check_uri(field: str, uri: str) -> list[FieldViolation]:
                 Reason.ADDRESS_NOT_ALLOWED,
             )
         ]
+    if objects and is_remote(uri):
+        return _check_objects(field, uri)
     scheme = _SCHEME.match(uri)
     if scheme is not None and scheme[1].lower() != "file":
         return [
@@ -60,6 +63,17 @@ def check_uri(field: str, uri: str) -> list[FieldViolation]:
     return []
 
 
+def _check_objects(field: str, uri: str) -> list[FieldViolation]:
+    try:
+        parse(uri)
+    except ValueError as error:
+        # Not repeated if it may have keys of the object store in it.
+        shown = f"{show(uri)}: " if "@" not in uri.split("/", 3)[2] else ""
+        text = f"{shown}{error}; write s3://bucket/key of an object, or s3://bucket/prefix/ of all below it"
+        return [FieldViolation(field, text, Reason.ADDRESS_NOT_ALLOWED)]
+    return []
+
+
 def not_there(field: str, uri: str, beside: Sequence[str]) -> FieldViolation:
     """The violation of a path under an allowed root that leads to nothing; `beside` are names in the nearest folder."""
     step = f"there are {', '.join(map(show, beside))}: name one of them" if beside else "check its spelling"
@@ -76,8 +90,8 @@ def not_allowed(field: str, uri: str) -> FieldViolation:
     )
 
 
-def check_hub(field: str, hub_id: str, revision: str) -> list[FieldViolation]:
-    """The errors in the text of a Hub id and revision."""
+def check_hub(field: str, hub_id: str, revision: str, token: str) -> list[FieldViolation]:
+    """The errors in the text of a Hub id, a revision, and the name of a secret."""
     found = []
     parts = hub_id.split("/")
     fits = len(parts) <= 2 and all(
@@ -90,6 +104,13 @@ def check_hub(field: str, hub_id: str, revision: str) -> list[FieldViolation]:
     if revision and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
         text = f"{show(revision)} is not a branch, tag or commit; leave it out for the main branch"
         found.append(FieldViolation(f"{field}.revision", text))
+    if token:
+        try:
+            secret_name(token)
+        except ValueError as error:
+            # Perhaps it is a token, so it is not repeated.
+            text = f"{error}; a token itself is not taken, because specs are shown: the operator keeps it as a secret"
+            found.append(FieldViolation(f"{field}.token", text))
     return found
 
 

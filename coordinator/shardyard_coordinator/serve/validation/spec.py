@@ -131,7 +131,7 @@ def _check_model(owner: spec_pb2.JobSpec | spec_pb2.Distillation, name: str, pat
             for part in ("folder", "base"):
                 _check_part(model.adapter, part, f"{here}.adapter.{part}", found)
         case "checkpoint":
-            found += sources.check_uri(f"{here}.checkpoint.uri", model.checkpoint.uri)
+            found += sources.check_uri(f"{here}.checkpoint.uri", model.checkpoint.uri, objects=False)
         case "architecture":
             _check_overrides(model.architecture, f"{here}.architecture", found)
         case "torch_hub":
@@ -156,7 +156,7 @@ def _check_place(
     assert kind is not None
     value = getattr(source, kind)
     if kind == "hub":
-        found += sources.check_hub(f"{path}.hub", value.id, value.revision)
+        found += sources.check_hub(f"{path}.hub", value.id, value.revision, value.token)
     elif kind == "uri":
         found += sources.check_uri(f"{path}.uri", value)
     else:
