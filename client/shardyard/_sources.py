@@ -30,8 +30,8 @@ class Source:
 def classify(kind: Kind, text: str, *, base: Path, project: str) -> Source | str:
     """The source that `text` means; an error sentence instead if it means none.
 
-    In this order: `server:/path`, `hub:id`, `s3://bucket/prefix`, `model:ID` and `dataset:ID`, `projects/…`, a path that
-    exists here (relative to `base`), and, for all but data, the id of a model on the Hub.
+    In this order: `server:/path`, `hub:id`, `s3://bucket/prefix`, `model:ID` and `dataset:ID`, `projects/…`, a path
+    that exists here (relative to `base`), and, for all but data, the id of a model on the Hub.
     """
     if problem := _unreadable(text):
         return problem

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shardyard_coordinator.domain.remote import MOST_BYTES, Remote
 from shardyard_coordinator.launch.rank_env import torch_hub_cache
 from shardyard_coordinator.redaction import redacted
-from shardyard_coordinator.remote_settings import remote_complaint, remote_of, secrets_complaint
+from shardyard_coordinator.remote_settings import folder_complaint, remote_complaint, remote_of, secrets_complaint
 from shardyard_coordinator.serve.protection import Authentication, Issuer, TlsFiles
 from shardyard_coordinator.serve.protection import url_complaint as issuer_complaint
 from shardyard_coordinator.serve.validation.text import id_complaint
@@ -272,6 +272,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _secrets_of_projects(self) -> Settings:
         if complaint := secrets_complaint(self.remote, self.projects):
+            raise ValueError(complaint)
+        open_to_jobs = (*self.data_roots, self.storage)
+        if self.secrets_dir and (
+            complaint := folder_complaint(self.secrets_dir.absolute(), open_to_jobs, str(self.state_dir.absolute()))
+        ):
             raise ValueError(complaint)
         return self
 

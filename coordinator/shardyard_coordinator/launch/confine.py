@@ -203,6 +203,11 @@ def limit_cpu(more_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
+def open_paths(hidden: str) -> list[str]:
+    """What confined processes and ranks can read whatever a job names: programs, libraries, the system's settings."""
+    return [*_environment(hidden), *_rank_environment(hidden)]
+
+
 def _environment(hidden: str) -> list[str]:
     """Python, its packages and the system's libraries."""
     named = [*sys.path, *(path for path in sysconfig.get_paths().values()), sys.prefix, sys.base_prefix]
