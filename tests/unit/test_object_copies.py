@@ -226,7 +226,7 @@ def test_a_full_disk_says_so(store: LoopbackS3, tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_an_error_of_the_store_is_repeated_by_its_code_alone(
-    store: LoopbackS3, tmp_path: Path, status: int, code: str, reason: str, words: str
+    store: LoopbackS3, tmp_path: Path, *, status: int, code: str, reason: str, words: str
 ) -> None:
     store.put("data/a", "x")
     store.errors["list"] = [(status, code)] * 20

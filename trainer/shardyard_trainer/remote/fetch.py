@@ -124,8 +124,10 @@ class _Fetch:
         waiting.reverse()
 
         async def work() -> None:
-            while waiting and not self._is_over():
+            while waiting:
                 await self._fetch_one(store, *waiting.pop())
+                if self._is_over():  # Asked afterwards: each call comes forward, however slow the list was.
+                    return
 
         try:
             async with asyncio.TaskGroup() as group:
