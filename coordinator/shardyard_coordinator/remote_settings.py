@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from shardyard.remote_uris import SECRET, is_secret_name, parse, secret_name
-from shardyard_coordinator.domain.remote import Remote, RemoteRoot
+from shardyard_coordinator.control.remote import Remote, RemoteRoot
 from shardyard_coordinator.launch.confine import open_paths
 from shardyard_coordinator.serve.validation.text import id_complaint
 
@@ -92,9 +92,9 @@ def _text_complaint(name: str, value: str) -> str:
     return "" if not value or is_right else f"the endpoint {rule}"
 
 
-def folder_complaint(folder: Path, open_to_jobs: Iterable[str | Path], hidden: str) -> str:
+def folder_complaint(folder: Path, open_to_jobs: Iterable[str], hidden: str) -> str:
     """What is wrong with a folder of secrets: jobs, or the processes that open clients' files, could read it."""
-    readable = [*map(str, open_to_jobs), *open_paths(hidden)]
+    readable = [*open_to_jobs, *open_paths(hidden)]
     if not any(Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(path)) for path in readable):
         return ""
     return f"--secrets-dir {folder} can be read by jobs; give a folder outside of data roots, storage and programs"

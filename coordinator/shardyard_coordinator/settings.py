@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shardyard_coordinator.domain.remote import MOST_BYTES, Remote
+from shardyard_coordinator.control.remote import MOST_BYTES, Remote
 from shardyard_coordinator.launch.rank_env import torch_hub_cache
 from shardyard_coordinator.redaction import redacted
 from shardyard_coordinator.remote_settings import folder_complaint, remote_complaint, remote_of, secrets_complaint
@@ -273,7 +273,7 @@ class Settings(BaseSettings):
     def _secrets_of_projects(self) -> Settings:
         if complaint := secrets_complaint(self.remote, self.projects):
             raise ValueError(complaint)
-        open_to_jobs = (*self.data_roots, self.storage)
+        open_to_jobs = [*self.data_roots, str(self.storage)]
         if self.secrets_dir and (
             complaint := folder_complaint(self.secrets_dir.absolute(), open_to_jobs, str(self.state_dir.absolute()))
         ):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from typing import Any
 import pytest
 
 import shardyard
+from helpers.fences import fences
 from helpers.loopback_hub import COMMIT, MODEL, LoopbackHub, loopback_hub
 from helpers.real_s3 import BUCKET, REGION, real_s3
+from helpers.repository import ROOT
 from helpers.served import Served, served
 from helpers.tiny_folders import save_folder
 
@@ -54,7 +55,7 @@ def reviews(word: str) -> str:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("objects")
-    secrets = folder / "secrets"
+    secrets = folder / "secrets"  # Beside the service's folder, which a test searches.
     secrets.mkdir()
     (secrets / "lake").write_text(f"[default]\naws_access_key_id = {KEY_ID}\naws_secret_access_key = {SECRET_KEY}\n")
     (secrets / "hub").write_text(f"{HUB_TOKEN}\n")
@@ -78,13 +79,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             found.put("data/reviews2/train.csv", "not,these\n1,2\n")
             found.put("data/reviews/", b"")
             for file in sorted(bert.iterdir()):
-                found.put(f"open/bert/{file.name}", file.read_bytes())
+                # Everybody may read these; the others only who signs.
+                store.put_object(Bucket=BUCKET, Key=f"open/bert/{file.name}", Body=file.read_bytes(), ACL="public-read")
             yield found
 
 
-def spec(model: Any, data: Any, **settings: Any) -> shardyard.TextClassification:
-    return shardyard.TextClassification(
-        model=model, train_data=data, steps=2, batch_size=8, workers=1, evaluate_every=2, **settings
+def spec(model: Any, data: Any, **settings: Any) -> shardyard.JobSpec:
+    return shardyard.JobSpec(
+        shardyard.TextClassification(max_length=16),
+        model=model,
+        train_data=data,
+        optimization=shardyard.Optimization(max_steps=2, global_batch_size=8),
+        **settings,
     )
 
 
@@ -102,12 +108,10 @@ def test_a_job_trains_on_objects_and_a_model_of_the_store_and_answers(place: Pla
         resolved = plan.resolved_spec
         assert re.fullmatch(re.escape(data) + "@sha256:[0-9a-f]{64}", resolved["train_data"]["uri"])
         assert re.fullmatch(rf"s3://{BUCKET}/open/bert/@sha256:[0-9a-f]{{64}}", resolved["model"]["uri"])
-        job = client.submit(wanted, job_id="on-objects", plan_etag=plan.etag)
-        done = job.wait(timeout=JOB_S)
-        assert done.state == "SUCCEEDED", done.failure
-        model = client.models.get(done.model)
-        (answer,) = client.predict(model.name, ["the train dog is good"])
-        assert answer is not None
+        job = client.submit(wanted, job_id="on-objects", plan=plan)
+        assert job.wait(timeout=JOB_S).state == "succeeded"
+        (prediction,) = job.model().predict(["the train dog is good"])
+        assert prediction.label in {"good", "bad"}
 
 
 def test_objects_that_change_after_the_plan_are_another_plan_and_the_pinned_ones_stay(place: Place) -> None:
@@ -119,7 +123,7 @@ def test_objects_that_change_after_the_plan_are_another_plan_and_the_pinned_ones
         assert pinned.startswith(f"{uri}/@sha256:")
         place.put("data/changing/train.csv", reviews("second"))
         with pytest.raises(shardyard.ShardyardError) as stale:
-            client.submit(spec(f"s3://{BUCKET}/open/bert", uri), plan_etag=plan.etag)
+            client.submit(spec(f"s3://{BUCKET}/open/bert", uri), plan=plan)
         assert stale.value.reason == "PLAN_STALE"
         again = client.plan(spec(f"s3://{BUCKET}/open/bert", pinned))
         assert again.etag == plan.etag and again.resolved_spec["train_data"]["uri"] == pinned
@@ -154,6 +158,15 @@ def test_a_refusal_names_the_field_the_address_and_the_next_step(
     assert SECRET_KEY not in str(error) and KEY_ID not in str(error)
 
 
+@pytest.mark.parametrize("file", ["objects.yaml", "private.yaml"])
+def test_the_spec_of_the_page_is_planned(place: Place, file: str) -> None:
+    (fence,) = [each for each in fences(ROOT / "docs" / "object-stores.md", ROOT) if each.file == file]
+    path = place.service.folder / file
+    path.write_text(fence.text, encoding="utf-8")
+    done = place.service.run("shardyard", "plan", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_what_a_project_may_not_use_looks_like_what_is_not_there(place: Place) -> None:
     denied = refusal(place, f"s3://{BUCKET}/open/bert", f"s3://{BUCKET}/data/reviews", project="other")
     absent = refusal(place, f"s3://{BUCKET}/open/bert", f"s3://{BUCKET}/absent/reviews", project="other")
@@ -179,7 +192,7 @@ def test_a_private_model_of_the_hub_is_read_with_the_secret_that_its_spec_names(
         plan = client.plan(spec(private, data))
         assert plan.resolved_spec["model"]["hub"] == {"id": MODEL, "revision": COMMIT, "token": "secret://hub"}
         job = client.submit(spec(private, data), job_id="private")
-        assert job.wait(timeout=JOB_S).state == "SUCCEEDED"
+        assert job.wait(timeout=JOB_S).state == "succeeded"
     assert HUB_TOKEN in place.hub.tokens
     pinned = shardyard.Pretrained(f"hub:{MODEL}@{COMMIT}", token="secret://hub")
     assert refusal(place, pinned, f"s3://{BUCKET}/open/x", project="other").reason == "ACCESS_DENIED"
@@ -195,14 +208,12 @@ def test_no_file_log_event_or_answer_has_the_value_of_a_secret(place: Place) -> 
         assert not any(value.encode() in data for value in SECRETS), path
     with place.client() as client:
         for job_id in ("on-objects", "private"):
-            job = client.jobs.get(job_id)
-            texts = [repr(job), *(repr(event) for event in client.job(job_id).watch(follow=False))]
-            assert not any(value in text for value in SECRETS for text in texts)
+            texts = [repr(client.job(job_id)), *map(repr, client.job(job_id).watch())]
+            assert len(texts) > 5 and not any(value in text for value in SECRETS for text in texts)
     environments = [
         path.read_bytes() for path in Path("/proc").glob("[0-9]*/environ") if _is_ours(path, place.service.state)
     ]
     assert environments and not any(value.encode() in data for value in SECRETS for data in environments)
-    assert json.dumps(SECRETS)
 
 
 def _is_ours(path: Path, state: Path) -> bool:

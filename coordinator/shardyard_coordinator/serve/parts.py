@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control.remote import Remote
 from shardyard_coordinator.domain.errors import FieldViolation, Refused, refused_fields
 from shardyard_coordinator.domain.reasons import MEANINGS, Code, Reason
-from shardyard_coordinator.domain.remote import Remote
 from shardyard_coordinator.launch.claim import claim_of
 from shardyard_coordinator.launch.protocols import ClusterView, Compute, Launcher
 from shardyard_coordinator.seams import Clock, Trace

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from shardyard.remote_uris import parse, secret_name
 from shardyard.worker.v1 import worker_pb2
@@ -23,11 +24,12 @@ from shardyard_trainer.remote.store import Object, Store, session
 
 Secrets = Mapping[str, str | None]
 
+_NONE: Secrets = MappingProxyType({})
 _AT_ONCE = 8
 _LEFT_FREE_BYTES = 1024**3
 
 
-def fetch(request: bytes, *, secrets: Secrets) -> bytes:
+def fetch(request: bytes, *, secrets: Secrets = _NONE) -> bytes:
     """Copies the objects of a URI, or a part of them: FetchRequest → FetchResult."""
     call = worker_pb2.FetchRequest.FromString(request)
     try:

@@ -83,15 +83,14 @@ def check_names(names: Sequence[str], uri: ObjectUri, *, field: str) -> None:
         if wrong := _complaint(name):
             text = f"{_shown(uri)}: the key {shorten(name)!r} {wrong}; rename the object"
             raise SpecError(field, "DATA_INVALID", text)
-        if (other := seen.setdefault(_folded(name), name)) != name or name in folders:
-            text = f"{_shown(uri)}: the keys {shorten(other)!r} and {shorten(folders.get(name, name))!r} "
-            alike = "are one name on some disks" if other != name else "are a file and a folder of one name"
-            raise SpecError(field, "DATA_INVALID", f"{text}{alike}; rename one of the objects")
+        if (other := seen.setdefault(_folded(name), name)) != name:
+            text = f"{_shown(uri)}: the keys {shorten(other)!r} and {shorten(name)!r} are one name on some disks"
+            raise SpecError(field, "DATA_INVALID", f"{text}; rename one of the objects")
         for parent in _parents(name):
             folders.setdefault(parent, name)
     for folder, name in folders.items():
-        if (other := seen.get(_folded(folder))) is not None:
-            text = f"{_shown(uri)}: the keys {shorten(other)!r} and {shorten(name)!r} are a file and a folder of one "
+        if (file := seen.get(_folded(folder))) is not None:
+            text = f"{_shown(uri)}: the keys {shorten(file)!r} and {shorten(name)!r} are a file and a folder of one "
             raise SpecError(field, "DATA_INVALID", f"{text}name; rename one of the objects")
 
 
