@@ -49,6 +49,8 @@ class LoopbackS3(http.server.ThreadingHTTPServer):
         """By method, or key: statuses and codes of the next answers."""
         self.slow_s = 0.0
         """Between two parts of an object."""
+        self.said_bytes: dict[str, int] = {}
+        """Sizes that it lists for objects, other than their own."""
         self.also_listed: list[str] = []
         self.endless = False
 
@@ -129,7 +131,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         keys = sorted(key for key in self.server.objects if key.startswith(prefix) and key > after)
         page = keys[: int(asked.get("max-keys", "1000"))]
         entries = [
-            f"<Contents><Key>{escape(key)}</Key><Size>{len(self.server.objects[key].data)}</Size>"
+            f"<Contents><Key>{escape(key)}</Key><Size>{self._size(key)}</Size>"
             f"<ETag>&quot;{self.server.objects[key].tag}&quot;</ETag></Contents>"
             for key in page
         ]
@@ -138,12 +140,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for key in self.server.also_listed
         ]
         more = self.server.endless or len(keys) > len(page)
-        token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if more else ""
+        token = (
+            f"<NextContinuationToken>{escape(page[-1] if page else 'again')}</NextContinuationToken>" if more else ""
+        )
         body = (
             f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{''.join(entries)}{token}"
             "</ListBucketResult>"
         )
         self._send(200, body.encode())
+
+    def _size(self, key: str) -> int:
+        return self.server.said_bytes.get(key, len(self.server.objects[key].data))
 
     def _send_object(self, key: str) -> None:
         found = self.server.objects.get(key)

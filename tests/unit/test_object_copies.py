@@ -15,15 +15,13 @@ from helpers.ports import free_port
 from shardyard.remote_uris import copy_of, parse
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.remote import fetch as fetching
-from shardyard_trainer.remote import listing
 
 KEYS = "aws_access_key_id = AKID\naws_secret_access_key = not-a-real-one\n"
 FIELD = "spec.train_data.uri"
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS3]:
-    monkeypatch.setattr("shardyard_trainer.remote.download._FIRST_PAUSE_S", 0.001)
+def store() -> Iterator[LoopbackS3]:
     with loopback_s3() as found:
         yield found
 
@@ -168,20 +166,15 @@ def test_a_store_that_lists_other_keys_than_it_was_asked_for_is_refused(store: L
     assert reason == "DATA_INVALID" and "not below it" in message
 
 
-def test_too_many_objects_are_refused_early_and_an_endless_list_ends(
-    store: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(2500):
+def test_too_many_objects_are_refused_early_and_an_endless_list_ends(store: LoopbackS3, tmp_path: Path) -> None:
+    for number in range(3500):
         store.put(f"data/{number}", "x")
-    monkeypatch.setattr(listing, "MOST_OBJECTS", 1500)
-    reason, message = refused(asked(store, tmp_path))
+    reason, message = refused(asked(store, tmp_path, most_objects=1500))
     assert reason == "QUOTA_EXCEEDED" and "1,500" in message and store.requests.count("list") == 2
-    monkeypatch.setattr(listing, "MOST_OBJECTS", 10**9)
-    monkeypatch.setattr(listing, "_MOST_PAGES", 3)
     store.objects = {"data/a": store.objects["data/0"]}
     store.endless = True
-    store.also_listed = ["data/b"]
-    assert refused(asked(store, tmp_path))[0] in ("QUOTA_EXCEEDED", "OBJECT_STORE_UNREACHABLE")
+    store.also_listed = [f"data/{number}" for number in range(300)]
+    assert refused(asked(store, tmp_path, most_objects=1500))[0] == "QUOTA_EXCEEDED"
 
 
 def test_a_copy_over_the_bound_is_refused_with_both_sizes(store: LoopbackS3, tmp_path: Path) -> None:
@@ -207,11 +200,11 @@ def test_old_copies_make_room_but_not_those_that_jobs_read(store: LoopbackS3, tm
     assert not (tmp_path / copy_of(parse(uris[2]))).exists()
 
 
-def test_a_full_disk_says_so(store: LoopbackS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_says_so(store: LoopbackS3, tmp_path: Path) -> None:
     store.put("data/a", b"x" * 1000)
-    monkeypatch.setattr(fetching, "_LEFT_FREE_BYTES", 2**60)
-    reason, message = refused(asked(store, tmp_path))
-    assert reason == "STORAGE_FULL" and "free space" in message
+    store.said_bytes["data/a"] = 2**50
+    reason, message = refused(asked(store, tmp_path, most_bytes=2**60))
+    assert reason == "STORAGE_FULL" and "free space" in message and f"{2**50:,}" in message
 
 
 @pytest.mark.parametrize(

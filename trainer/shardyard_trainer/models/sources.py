@@ -144,7 +144,7 @@ def _of_uri(uri: str, locations: worker_pb2.Locations, field: str) -> Found:
     path = resolve_uri(uri, locations, field=field)
     if not path.is_dir():
         raise SpecError(field, "PATH_NOT_ALLOWED", f"{shorten(uri)!r} is a file; give its folder")
-    # A copy of objects is no client's folder: nothing in it leads elsewhere.
+    # The service made a copy of objects itself, without links.
     roots = () if is_remote(uri) else tuple(Path(root) for root in locations.data_roots)
     return _as_read(_checked(open_folder(path, roots=roots), field), locations, field)
 

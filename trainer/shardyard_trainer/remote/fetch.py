@@ -18,7 +18,7 @@ from shardyard_trainer.models.hub import resolve_hub
 from shardyard_trainer.remote.copies import Copies, object_name
 from shardyard_trainer.remote.download import Download, OutOfTime
 from shardyard_trainer.remote.faults import UNREACHABLE, ObjectChanged, in_words
-from shardyard_trainer.remote.listing import Listing, list_objects
+from shardyard_trainer.remote.listing import MOST_OBJECTS, Listing, list_objects
 from shardyard_trainer.remote.secrets import Keys, keys_of, token_of
 from shardyard_trainer.remote.store import Object, Store, session
 
@@ -62,7 +62,7 @@ def fetch_hub(request: bytes, *, secrets: Secrets) -> bytes:
 
 
 class _Fetch:
-    """One call: it ends when its time is over, and the next one goes on from there."""
+    """One call: it ends when its time is over, and the next one continues from there."""
 
     def __init__(self, call: worker_pb2.FetchRequest, keys: Keys | None) -> None:
         self._call = call
@@ -82,7 +82,7 @@ class _Fetch:
         except (SpecError, MemoryError):
             raise
         except ObjectChanged as changed:
-            # A later call lists the objects anew.
+            # A later call lists the objects again.
             text = f"{what}: the object {shorten(str(changed))!r} is being replaced; try again when that is done"
             raise SpecError(self._call.field, UNREACHABLE, text) from None
         except Exception as error:  # edge: what aiobotocore and aiohttp raise is not one family.
@@ -93,7 +93,8 @@ class _Fetch:
             raise in_words(error, what, field=self._call.field, secret=self._call.secret) from None
 
     async def _from(self, store: Store) -> worker_pb2.FetchResult:
-        listing = await list_objects(store, self._uri, field=self._call.field)
+        most = self._call.most_objects or MOST_OBJECTS
+        listing = await list_objects(store, self._uri, most=most, field=self._call.field)
         if self._uri.digest and listing.uri != self._uri._replace(key=listing.uri.key):
             text = (
                 f"`{shorten(self._uri.address)}` has other objects than those of its digest, and their copy is not "

@@ -34,17 +34,17 @@ class Listing:
         return sum(each.size for each in self.objects.values())
 
 
-async def list_objects(store: Store, uri: ObjectUri, *, field: str) -> Listing:
+async def list_objects(store: Store, uri: ObjectUri, *, most: int, field: str) -> Listing:
     """What a URI names now: one object of just that key, else all below it.
 
-    Raises SpecError OBJECT_NOT_FOUND, QUOTA_EXCEEDED for more than 100,000 objects, DATA_INVALID for names that are
+    Raises SpecError OBJECT_NOT_FOUND, QUOTA_EXCEEDED for more than `most` objects, DATA_INVALID for names that are
     not ones of files; OSError and others of the object store.
     """
     if not uri.is_prefix and (single := await store.look(uri.bucket, uri.key)) is not None:
         found, where = [single], uri
     else:
         where = uri if uri.is_prefix else uri._replace(key=f"{uri.key}/")
-        found = await _below(store, where, field)
+        found = await _below(store, where, most, field)
     if not found:
         text = f"{_shown(uri)}: there is no such object, nor objects below it; check its spelling"
         raise SpecError(field, NOT_FOUND, text)
@@ -57,19 +57,19 @@ def name_of(uri: ObjectUri, each: Object) -> str:
     return each.key.removeprefix(uri.key) if uri.is_prefix else each.key.rpartition("/")[2]
 
 
-async def _below(store: Store, uri: ObjectUri, field: str) -> list[Object]:
+async def _below(store: Store, uri: ObjectUri, most: int, field: str) -> list[Object]:
     found: list[Object] = []
     pages = 0
     async for page in store.pages(uri.bucket, uri.key):
         # Consoles make an empty object `folder/` for each folder.
         found += [each for each in page if not each.key.endswith("/")]
         pages += 1
-        if len(found) > MOST_OBJECTS or pages > _MOST_PAGES:
+        if len(found) > most or pages > _MOST_PAGES:
             text = (
-                f"{_shown(uri)}: there are more than {MOST_OBJECTS:,} objects below it, the most that are copied; name "
+                f"{_shown(uri)}: there are more than {most:,} objects below it, the most that are copied; name "
                 "a part of them, or put many into each object (Parquet, JSONL)"
             )
-            raise SpecError(field, "QUOTA_EXCEEDED", text, {"most_objects": str(MOST_OBJECTS)})
+            raise SpecError(field, "QUOTA_EXCEEDED", text, {"most_objects": str(most)})
     if any(not each.key.startswith(uri.key) for each in found):
         raise SpecError(field, "DATA_INVALID", f"{_shown(uri)}: the object store lists keys that are not below it")
     return found

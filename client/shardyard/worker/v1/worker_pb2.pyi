@@ -461,6 +461,7 @@ class FetchRequest(_message.Message):
     MOST_BYTES_FIELD_NUMBER: _builtins.int
     BUDGET_S_FIELD_NUMBER: _builtins.int
     KEPT_FIELD_NUMBER: _builtins.int
+    MOST_OBJECTS_FIELD_NUMBER: _builtins.int
     field: _builtins.str
     """Path of the URI's field from the Job on, such as `spec.train_data.uri`."""
     uri: _builtins.str
@@ -477,6 +478,8 @@ class FetchRequest(_message.Message):
     """Bytes that all copies may take together."""
     budget_s: _builtins.float
     """Seconds after which the answer says how far it is, for another call to continue."""
+    most_objects: _builtins.int
+    """Objects that the URI may name; 0: 100,000."""
     @_builtins.property
     def claim(self) -> Global___StorageClaim:
         """Proof that the storage is mounted."""
@@ -498,10 +501,11 @@ class FetchRequest(_message.Message):
         most_bytes: _builtins.int = ...,
         budget_s: _builtins.float = ...,
         kept: _abc.Iterable[_builtins.str] | None = ...,
+        most_objects: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_s", b"budget_s", "claim", b"claim", "endpoint", b"endpoint", "field", b"field", "kept", b"kept", "most_bytes", b"most_bytes", "objects_dir", b"objects_dir", "region", b"region", "secret", b"secret", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_s", b"budget_s", "claim", b"claim", "endpoint", b"endpoint", "field", b"field", "kept", b"kept", "most_bytes", b"most_bytes", "most_objects", b"most_objects", "objects_dir", b"objects_dir", "region", b"region", "secret", b"secret", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
