@@ -287,7 +287,7 @@ def test_what_exists_here_wins_over_the_hub(tmp_path: Path) -> None:
         ("model", "hub:a/b/c", "must follow `hub:`"),
         ("data", "projects/p/models/m", "a data is named"),
         ("model", "dataset:d", "a model is named"),
-        ("data", "s3://bucket/x", "only files here"),
+        ("data", "gs://bucket/x", "only files here"),
         ("data", "http://169.254.169.254/", "only files here"),
     ],
 )
