@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
+from helpers.scripted_compute import ScriptedCompute
 from shardyard.remote_uris import ObjectUri, copy_of, is_below, parse, secret_name
+from shardyard_coordinator.launch.allowed import Folders
+from shardyard_coordinator.launch.compute_wire import answer_call, made_of, read_answer, settings_of
 from shardyard_coordinator.launch.compute_worker import without_values
+from shardyard_coordinator.launch.frames import pack
+from shardyard_coordinator.launch.process_compute import Size
 from shardyard_coordinator.launch.secret_files import read_secrets
 from shardyard_coordinator.serve.validation.sources import check_hub, check_uri
 from shardyard_coordinator.settings import Settings
@@ -151,3 +159,33 @@ def test_a_traceback_has_no_part_of_a_secret() -> None:
     text = "Invalid header b'Bearer hf-12345678' of aws_secret_access_key = abcdefgh; abcdefgh"
     cleaned = without_values(text, {"hub": "hf-12345678", "lake": "x\naws_secret_access_key = abcdefgh", "no": None})
     assert "12345678" not in cleaned and "abcdefgh" not in cleaned
+
+
+async def test_a_cluster_gets_the_names_of_secrets_and_never_their_values(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("secrets")
+    (folder / "hub").write_text("value-of-hub")
+    settings = settings_of(
+        log=str(folder / "log"),
+        size=Size(),
+        folders=Folders(("/data",), "/cache", "/state", "/objects", (9000,)),
+        warm=(),
+        answerer="",
+        environment={},
+        secrets_dir=str(folder),
+    )
+    made = made_of(json.loads(json.dumps(settings)))
+    assert made._secrets_dir == str(folder) and made._folders.objects == "/objects" and made._folders.ports == (9000,)
+    assert "value-of-hub" not in json.dumps(settings)
+    assert dict(made._folders.confine({"HF_HUB_OFFLINE": "1"}))["ports"] == [9000]
+    asked: list[object] = []
+
+    class Scripted(ScriptedCompute):
+        async def inspect(self, function: str, request: bytes, **options: Any) -> bytes:
+            asked.append(options["secrets"])
+            return b"answer"
+
+    options = {"caller": ["local"], "cpu_s": 1.0, "route": "", "network": True, "secrets": ["hub"]}
+    payload = pack({"verb": "inspect", "function": "m:f", "options": options}, b"")
+    assert read_answer(await answer_call(Scripted({}), payload)) == b"answer" and asked == [["hub"]]

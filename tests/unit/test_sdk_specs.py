@@ -266,6 +266,8 @@ def test_all_complaints_come_at_once() -> None:
         ("model", "projects/o/models/m", Source("model", "projects/o/models/m")),
         ("data", "dataset:d", Source("dataset", "projects/p/datasets/d")),
         ("tokenizer", "dataset:d", Source("dataset", "projects/p/datasets/d")),
+        ("data", "s3://lake/a", Source("uri", "s3://lake/a")),
+        ("model", "s3://lake/bert/", Source("uri", "s3://lake/bert/")),
     ],
 )
 def test_a_string_means_a_source(kind: Any, text: str, source: Source) -> None:
