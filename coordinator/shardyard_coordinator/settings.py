@@ -261,7 +261,7 @@ class Settings(BaseSettings):
     @property
     def exposed(self) -> list[str]:
         """Which data roots contain what no job may read, in words: every job may name any file under a data root."""
-        private = {"the state directory": self.state_dir, "the key": self.tls_key}
+        private = {"the state directory": self.state_dir, "the key": self.tls_key, "the secrets": self.secrets_folder}
         return [
             f"the data root {root!r} contains {what} {str(path.absolute())!r}"
             for root in self.data_roots
