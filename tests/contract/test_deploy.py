@@ -102,7 +102,9 @@ def values(words: list[str]) -> dict[str, str]:
 
 @pytest.mark.parametrize(("where", "words"), list(typed()), ids=lambda each: each if isinstance(each, str) else "")
 def test_every_command_and_flag_exists(where: str, words: list[str]) -> None:
-    command = COMMANDS[words[0]]
+    command, rest = COMMANDS[words[0]], iter(words[1:])
+    while hasattr(command, "commands"):  # Such as `store backup`.
+        command = command.commands[next(rest)]
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     assert set(values(words)) <= known, where
     if words[0] == "serve":
