@@ -18,6 +18,7 @@ def write_record(path: Path, address: str, settings: Settings) -> None:
         "pid": os.getpid(),
         "start_ticks": int(started_at(os.getpid()) or 0),
         "address": address,
+        "projects": list(settings.projects),
     }
     if settings.tls is not None:
         record["certificate"] = str(settings.tls.certificate.absolute())

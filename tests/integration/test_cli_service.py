@@ -26,10 +26,11 @@ COMMAND = [sys.executable, "-c", "from shardyard.cli import main; main()"]
 
 
 @contextmanager
-def served(state: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(state: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A service without Ray on a free port: its process and address."""
+    alone = ("--listen", "127.0.0.1:0", "--launcher", "local", "--state-dir", str(state), "--cpus", "1")
     process = subprocess.Popen(
-        [*COMMAND, "serve", "--listen", "127.0.0.1:0", "--launcher", "local", "--state-dir", str(state), "--cpus", "1"],
+        [*COMMAND, "serve", *alone, *flags],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -62,19 +63,19 @@ def test_a_service_is_started_looked_at_and_stopped(tmp_path: Path) -> None:
     assert not (tmp_path / "state" / "coordinator.json").exists()
 
 
-def test_live_jobs_are_not_ended_unless_that_is_said(tmp_path: Path) -> None:
+def test_live_jobs_of_any_project_are_not_ended_unless_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("some words to learn\n" * 50)
     submit = (
-        "submit", "--detach", "--job-id", "mine", "--task", "causal-lm", "--architecture", "gpt2",
+        "submit", "--detach", "--project", "nlp", "--job-id", "mine", "--task", "causal-lm", "--architecture", "gpt2",
         "--max-steps", "9000", "--train", str(tmp_path / "corpus.txt"), "--sequence-length", "16",
         "--set", "spec.tokenizer.train.algorithm=characters",
         "--set", "spec.model.architecture.overrides={n_layer: 1, n_head: 2, n_embd: 16, n_positions: 16}",
     )  # fmt: skip
-    with served(tmp_path / "state") as (process, address):
+    with served(tmp_path / "state", "--project", "default", "--project", "nlp") as (process, address):
         assert shardyard(*submit, address=address).returncode == 0
         unsaid = shardyard("stop", "--state-dir", str(tmp_path / "state"))
         assert (unsaid.returncode, process.poll()) == (1, None)
-        assert "--cancel-jobs" in unsaid.stderr and "mine" in unsaid.stderr
+        assert "--cancel-jobs" in unsaid.stderr and "(projects/nlp/jobs/mine)" in unsaid.stderr
         said = shardyard("stop", "--state-dir", str(tmp_path / "state"), "--keep-jobs")
         assert process.wait(30) == 0
     assert said.returncode == 0, said.stderr

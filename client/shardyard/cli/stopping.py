@@ -133,7 +133,7 @@ def _record(state_dir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _client_of(record: dict[str, Any]) -> Client:
+def _client_of(record: dict[str, Any], project: str) -> Client:
     """A client of the service of that record, with the token of its first admin if there is no other one.
 
     Raises: ShardyardError.
@@ -144,27 +144,25 @@ def _client_of(record: dict[str, Any]) -> Client:
         with contextlib.suppress(OSError, KeyError):
             token = Path(record["admin_token"]).read_text().strip() or None
     ca = os.environ.get("SHARDYARD_CA") or record.get("certificate")
-    return Client(address, token, ca=ca, reconnect_for=5)
+    return Client(address, token, project, ca=ca, reconnect_for=5)
 
 
 def _settle_jobs(record: dict[str, Any], *, cancel_jobs: bool | None, has_ray: bool) -> _Settled | None:
     """What happens to the live jobs; None if the service does not answer; the process is ended in any case."""
-    try:
-        client = _client_of(record)
-    except ShardyardError:  # The token would be readable on the way.
-        return None
-    with client:
+    with contextlib.ExitStack() as stack:
         try:
-            live = list(client.jobs(filter=_LIVE))
-            cluster = client.server_info().cluster
-        except ShardyardError:
+            projects = record.get("projects", ["default"])
+            clients = [stack.enter_context(_client_of(record, project)) for project in projects]
+            live = [job for client in clients for job in client.jobs(filter=_LIVE)]
+            cluster = clients[0].server_info().cluster
+        except ShardyardError:  # Or the token would be readable on the way.
             return None
         if cancel_jobs:
             return _cancel(live)
-        names = {job.id: job.state for job in live}
+        names = {_named(job): job.state for job in live}
         kept = [job for job in live if job.state not in _SETTLED]
         if kept and cancel_jobs is None:
-            some = ", ".join(job.id for job in kept[:5])
+            some = ", ".join(map(_named, kept[:5]))
             raise FailedPrecondition(
                 f"{len(kept)} job{'s' * (len(kept) != 1)} not ended ({some}{' …' * (len(kept) > 5)}): "
                 "stop with --cancel-jobs, or with --keep-jobs to continue them at the next start",
@@ -172,9 +170,9 @@ def _settle_jobs(record: dict[str, Any], *, cancel_jobs: bool | None, has_ray: b
             )
         is_elsewhere = cluster is not None and cluster.launcher == "ray" and not has_ray
         return _Settled(
-            kept={job.id: _what_follows(job, is_elsewhere=is_elsewhere) for job in kept},
+            kept={_named(job): _what_follows(job, is_elsewhere=is_elsewhere) for job in kept},
             cancelling=tuple(name for name, state in names.items() if state == "cancelling"),
-            unreachable=tuple(job.id for job in live if _is_unreachable(job)),
+            unreachable=tuple(_named(job) for job in live if _is_unreachable(job)),
             paused=tuple(name for name, state in names.items() if state in ("pausing", "paused")),
         )
 
@@ -208,11 +206,18 @@ def _cancel(live: list[Job]) -> _Settled:
             job.refresh()
     ended = [job for job in live if job not in waits]
     return _Settled(
-        cancelled=tuple(job.id for job in ended if job.state == "cancelled"),
-        kept={job.id: f"had {job.state} before it could be cancelled" for job in ended if job.state != "cancelled"},
-        cancelling=tuple(job.id for job in waits),
-        unreachable=tuple(job.id for job in waits if _is_unreachable(job)),
+        cancelled=tuple(_named(job) for job in ended if job.state == "cancelled"),
+        kept={
+            _named(job): f"had {job.state} before it could be cancelled" for job in ended if job.state != "cancelled"
+        },
+        cancelling=tuple(map(_named, waits)),
+        unreachable=tuple(_named(job) for job in waits if _is_unreachable(job)),
     )
+
+
+def _named(job: Job) -> str:
+    """The job as commands name it: in another project than `default` by its full name."""
+    return job.id if job.name.startswith("projects/default/") else job.name
 
 
 def _is_unreachable(job: Job) -> bool:
