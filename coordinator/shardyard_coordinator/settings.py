@@ -261,13 +261,17 @@ class Settings(BaseSettings):
     @property
     def exposed(self) -> list[str]:
         """Which data roots contain what no job may read, in words: every job may name any file under a data root."""
-        private = {"the state directory": self.state_dir, "the key": self.tls_key, "the secrets": self.secrets_folder}
         return [
-            f"the data root {root!r} contains {what} {str(path.absolute())!r}"
+            f"the data root {root!r} contains {what} {str(path)!r}"
             for root in self.data_roots
-            for what, path in private.items()
-            if path is not None and _contains(root, path)
+            for what, path in self._private_under(root)
         ]
+
+    def _private_under(self, root: str) -> list[tuple[str, Path]]:
+        """What no job may read under a data root, but for what is in a folder that is named already."""
+        private = {"the state directory": self.state_dir, "the key": self.tls_key, "the secrets": self.secrets_folder}
+        found = [(what, path.absolute()) for what, path in private.items() if path and _contains(root, path)]
+        return [(what, path) for what, path in found if not any(other in path.parents for _, other in found)]
 
     @model_validator(mode="after")
     def _secrets_of_projects(self) -> Settings:

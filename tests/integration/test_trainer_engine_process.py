@@ -148,7 +148,7 @@ def test_a_directive_stops_the_gang_with_a_checkpoint(tmp_path: Path, start: Cal
 
     gang = start(attempt_of(tmp_path, steps=1_000_000), reply)
     assert gang.wait() == [0, 0]
-    stopped = gang.events[-1].stopped
+    [stopped] = [event.stopped for event in gang.events if event.HasField("stopped")]
     assert stopped.reason == "CANCELLED"
     assert (tmp_path / "e000001" / f"step-{stopped.checkpoint_step:09}" / "manifest.json").exists()
 

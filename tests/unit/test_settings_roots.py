@@ -46,6 +46,13 @@ def test_a_root_with_the_key_is_refused_and_all_is_said_at_once(folder: Path) ->
     assert str(refused.value).count("the data root") == 3
 
 
+def test_a_root_with_the_secrets_alone_is_refused(folder: Path) -> None:
+    (folder / "state" / "secrets").mkdir()
+    with pytest.raises(ValueError, match="contains the secrets") as refused:
+        given(folder, folder / "state" / "secrets", auth=True)
+    assert "the state directory" not in str(refused.value)
+
+
 def test_a_root_with_the_storage_is_said_if_projects_are_kept_apart(folder: Path) -> None:
     there = {"storage_root": folder / "data" / "storage"}
     assert warnings_of(given(folder, folder / "data", **there)) == []

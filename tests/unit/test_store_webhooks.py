@@ -39,6 +39,7 @@ def record(number: int, project: str = "default", **fields: Any) -> WebhookRecor
     values |= {"uid": f"{number:032d}", "project": project, "webhook_id": f"hook-{number}", "url": "https://a/ä"}
     values |= {"kinds": KINDS, "secret": b"\0\xff" * 12, "old_secret": b"", "fingerprint": bytes([number])}
     values |= {"message": "", "creator": "alice", "request_id": f"r-{number}"}
+    values |= {"maker_groups": frozenset({"group:ä", "group:b"})}
     return WebhookRecord(**{**values, **fields})
 
 
