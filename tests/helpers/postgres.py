@@ -171,10 +171,10 @@ def close_shared_server() -> None:
         _shared.pop()[1].close()
 
 
-def database_of(folder: Path) -> str:
-    """The URL of the database that belongs to a folder, the same each time."""
+def database_of(folder: Path, *, template: str = "") -> str:
+    """The URL of the database that belongs to a folder, the same each time; without a template it has tables."""
     name = f"{folder.name[:30]}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}".lower()
-    return shared_server().database(name, template=_template())
+    return shared_server().database(name, template=template or _template())
 
 
 @functools.cache

@@ -16,8 +16,8 @@ from helpers.postgres import database_of, shared_server
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 KINDS = (SQLITE, POSTGRESQL)
-_OF_CHILD = "SHARDYARD_TEST_STORE_URL"
-_kinds = [os.environ.get("SHARDYARD_TEST_STORE", SQLITE)]
+_OF_ALL, _OF_CHILD = "SHARDYARD_TEST_STORE", "SHARDYARD_TEST_STORE_URL"
+_kinds = [os.environ.get(_OF_ALL, SQLITE)]
 
 
 def kind() -> str:
@@ -42,9 +42,15 @@ def store_at(folder: Path) -> str | Path:
     return database_of(folder) if kind() == POSTGRESQL else folder / "store.db"
 
 
+def begin_without_tables(folder: Path) -> None:
+    """Makes the store that belongs to a folder a new one; those in PostgreSQL have their tables from the beginning."""
+    if kind() == POSTGRESQL:
+        database_of(folder, template="template1")
+
+
 def of_child(folder: Path) -> Mapping[str, str]:
-    """What leads `store_at` in a child process to the same store."""
-    return {_OF_CHILD: str(store_at(folder))} if kind() == POSTGRESQL else {}
+    """What leads `store_at` in a child process to the same store, whatever the stores of all tests are."""
+    return {_OF_CHILD: str(store_at(folder))} if kind() == POSTGRESQL else {_OF_ALL: SQLITE}
 
 
 def of_service(folder: Path) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from helpers.core import assert_dense, new_job, running_core, shown, states
 from helpers.crashing_run import SPEC, run_with_checkpoints
 from helpers.repository import ROOT
 from helpers.scripted_launcher import ScriptedLauncher, whole_run
-from helpers.stores import change_by_hand, of_child, store_at
+from helpers.stores import begin_without_tables, change_by_hand, of_child, store_at
 from shardyard.v1 import job_pb2, spec_pb2
 from shardyard_coordinator.domain.records import CheckpointState
 from shardyard_coordinator.domain.states import JobState
@@ -47,6 +47,8 @@ POINTS = [
 
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_coordinator_killed_at_any_point_continues_when_it_starts_again(tmp_path: Path, point: str) -> None:
+    if point == "migration.applied":
+        begin_without_tables(tmp_path)
     script = [sys.executable, "-m", "helpers.crashing_run", str(tmp_path), point]
     environment = {**os.environ, **of_child(tmp_path), "PYTHONPATH": str(ROOT / "tests")}
     child = await asyncio.create_subprocess_exec(*script, env=environment, cwd=ROOT)
