@@ -67,6 +67,7 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
     cannot be used, or something else is at the path of one of the service's files.
     """
     set_up_logging(errors, settings.log_format, settings.log_level)
+    _heed_signals()
     _reach_this_machine_directly()
     # Files made from here on, by libraries and child processes too, are for this account alone.
     before = os.umask(0o077)
@@ -86,6 +87,13 @@ def run_coordinator(settings: Settings, *, output: TextIO = sys.stdout, errors: 
         return EXIT_IO if error.errno in FULL else EXIT_UNAVAILABLE
     finally:
         os.umask(before)
+
+
+def _heed_signals() -> None:
+    """Undoes what a parent may have left: with SIGCHLD ignored, say, nobody learns how a child ended."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in (signal.SIGCHLD, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _reach_this_machine_directly() -> None:
@@ -219,7 +227,7 @@ class Coordinator:
             collector = Collector(store, launcher, clock, trace, control)
             loop = SchedulingLoop(store, launcher, collector, clock, trace)
             app = self._app(store, launcher, compute, loop, door, spans=monitor.spans)
-            monitor.open(store, launcher, loop.cluster_slots, control.claim)
+            monitor.open(store, launcher, loop.cluster_slots, control.claim, collector.starts)
             address = f"{settings.listen.rpartition(':')[0]}:{port}"
             await launcher.start()
             await compute.start()

@@ -30,6 +30,7 @@ VALUES = {
     "state": {state.value for state in JobState},
     "reason": {reason.value for reason in Reason},
     "cause": {cause.value for cause in Cause} | {"none"},
+    "start": {"warm", "cold"},
 }
 
 

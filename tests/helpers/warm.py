@@ -44,17 +44,18 @@ async def started(
 ) -> warm_rank.WarmRank | None:
     """A rank that the server in `folder` has started, if it has."""
     with log.open("ab") as stream:
-        found = await warm_rank.start_warm(
-            folder,
-            program=program,
-            arguments=[],
-            environment=os.environ | (environment or ENVIRONMENT),
-            rights={},
-            stdout=stream,
-            stderr=stream,
-        )
-    if found is None:
-        return None
+        try:
+            found = await warm_rank.start_warm(
+                folder,
+                program=program,
+                arguments=[],
+                environment=os.environ | (environment or ENVIRONMENT),
+                rights={},
+                stdout=stream,
+                stderr=stream,
+            )
+        except warm_rank.StartsCold:
+            return None
     found[1].close()
     return found[0]
 

@@ -179,9 +179,8 @@ async def watched(folder: Path, **settings: str) -> AsyncIterator[Watched]:
             door = make_door(limits, Access(Authentication(), core.clock), monitor.observer)
             await monitor.start(door.health)
             port = await door.start("127.0.0.1:0")
-            monitor.open(
-                core.store, launcher, core.loop.cluster_slots, claim_of(folder / "storage", core.store.store_id)
-            )
+            claim = claim_of(folder / "storage", core.store.store_id)
+            monitor.open(core.store, launcher, core.loop.cluster_slots, claim, core.collector.starts)
             serving = serving_store(
                 core.store,
                 folder,

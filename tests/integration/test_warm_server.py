@@ -247,7 +247,7 @@ async def test_packages_installed_meanwhile_are_not_mixed_with_those_in_memory(
     metadata = service.packages / "transformers-99.0.dist-info"
     metadata.mkdir()
     assert not await service.is_warm(tmp_path / "installed")
-    assert "packages were installed or removed" in caplog.text and "it is started cold" in caplog.text
+    assert "packages were installed or removed" in caplog.text and "rank 0 starts cold" in caplog.text
     metadata.rmdir()
     assert await service.is_warm(tmp_path / "removed")
 
@@ -314,6 +314,53 @@ async def test_a_warm_rank_has_what_a_child_of_its_watcher_would_have(service: S
     watcher.kill()
     watcher.wait()
     await gone(rank.pid)
+
+
+IN_A_CLOSED_FOLDER = """
+import asyncio, ctypes, os, sys
+from pathlib import Path
+from helpers.fake_trainer import Script
+from helpers.launches import collect, fake_launch
+from helpers.warm import ENVIRONMENT, warm_server
+from shardyard_coordinator.launch.confine import drop_capabilities
+from shardyard_coordinator.launch.local import LocalLauncher
+from shardyard_coordinator.seams import SystemClock
+
+async def main():
+    for right_to_all_files in (1, 2):
+        ctypes.CDLL(None).prctl(24, right_to_all_files, 0, 0, 0)
+    drop_capabilities(0)
+    os.chmod(".", 0)
+    state = Path(sys.argv[1])
+    compute = await warm_server(state)
+    launcher = LocalLauncher(
+        clock=SystemClock(), cpus=2, program="helpers.fake_trainer", environment=ENVIRONMENT, hidden=str(state)
+    )
+    launch = fake_launch(state, Script(steps=3))
+    await launcher.ensure(launch)
+    ready = (await collect(launcher, launch.key, until="ready", timeout_s=120))[-1].ready
+    print(ready.warm, *ready.cold)
+    await launcher.close(stop_cluster=True)
+    await compute.close()
+
+asyncio.run(main())
+"""
+
+
+def test_ranks_start_warm_in_a_folder_that_the_account_may_not_enter(tmp_path: Path) -> None:
+    # As with `sudo -u shardyard shardyard serve` in the home folder of root.
+    for name in ("closed", "state"):
+        (tmp_path / name).mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_CLOSED_FOLDER, str(tmp_path / "state")],
+        cwd=tmp_path / "closed",
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["2"], done
+    (tmp_path / "closed").chmod(0o700)
 
 
 def test_no_server_where_ranks_may_read_its_folder(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from helpers.clock import ManualClock
 from helpers.stores import SQLITE, store_at
 from shardyard.v1 import server_service_pb2
+from shardyard_coordinator.control.starts import Starts
 from shardyard_coordinator.launch.protocols import ClusterView, Node
 from shardyard_coordinator.monitoring import families
 from shardyard_coordinator.monitoring.sampler import Sampler, Sources
@@ -48,6 +49,7 @@ async def sampling(folder: Path) -> AsyncIterator[tuple[Sampler, Cluster]]:
     sampler = Sampler("1.2", lambda: False, keep_s=0, wait_s=0.05, rest=0)
     sources = Sources(
         store=store,
+        starts=Starts(),
         state_dir=folder,
         cluster=cluster.view,
         slots=slots,

@@ -11,6 +11,7 @@ from shardyard_coordinator.control.follower import Follower
 from shardyard_coordinator.control.recorder import Recorder
 from shardyard_coordinator.control.retention import Retention
 from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.control.starts import Starts
 from shardyard_coordinator.domain.records import EventKind, EventRecord
 from shardyard_coordinator.domain.steps import StaleWrite
 from shardyard_coordinator.launch.protocols import AttemptKey, Launcher
@@ -24,7 +25,10 @@ _HEEDED = frozenset({EventKind.STATE, EventKind.ATTEMPT, EventKind.DELETED, Even
 
 
 class Collector:
-    """Follows attempts. `retention` thins a job's checkpoints after each new one; `rng` draws the back-offs."""
+    """Follows attempts. `retention` thins a job's checkpoints after each new one; `rng` draws the back-offs.
+
+    `starts` counts how their ranks have started.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Collector:
         self._trace = trace
         self._rng = rng or random.Random()
         self._recorder = Recorder(store)
+        self.starts = Starts()
         self._by_job: dict[str, set[Follower]] = {}
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._unsubscribe = store.subscribe(self._hear)
@@ -86,6 +91,7 @@ class Collector:
             self._clock,
             self._trace,
             recorder=self._recorder,
+            starts=self.starts,
             settings=self.settings,
             rng=self._rng,
         )

@@ -25,13 +25,9 @@ from shardyard_coordinator.control.leftovers import remove_half_made
 from shardyard_coordinator.control.manifests import find_checkpoints
 from shardyard_coordinator.control.orders import Order, Orders
 from shardyard_coordinator.control.recorder import Recorder
-from shardyard_coordinator.control.recording import (
-    Recorded,
-    read_events,
-    record_checkpoint,
-    record_events,
-)
+from shardyard_coordinator.control.recording import Recorded, read_events, record_checkpoint, record_events
 from shardyard_coordinator.control.settings import ControlSettings
+from shardyard_coordinator.control.starts import Starts
 from shardyard_coordinator.control.storage import hide_root, probe, storage_failure
 from shardyard_coordinator.domain.causes import Cause
 from shardyard_coordinator.domain.errors import Refused
@@ -70,6 +66,7 @@ class Follower:
         trace: Trace,
         *,
         recorder: Recorder,
+        starts: Starts,
         settings: ControlSettings,
         rng: random.Random,
     ) -> None:
@@ -81,6 +78,7 @@ class Follower:
         self._settings = settings
         self._rng = rng
         self._recorder = recorder
+        self._starts = starts
         self._wake = asyncio.Event()
         # Job and attempt as last recorded or read; None when another actor may have changed them.
         self._known: tuple[JobRecord, AttemptRecord] | None = None
@@ -251,6 +249,7 @@ class Follower:
         recorded = await self._write(record, sum(map(len, batch)), together=True)
         if self._changes == changes:
             self._known = recorded.job, recorded.attempt
+        self._starts.hear(reported)
         self._trace.point("events.committed")
         self._after = max(self._after, recorded.attempt.high_water)
         self._trace.point("events.acked")

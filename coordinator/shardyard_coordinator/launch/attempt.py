@@ -84,6 +84,7 @@ class Attempt:
         self._pressure = Pressure()
         self._waiting: set[int] = set()
         self._stopped: dict[int, int] = {}
+        self._cold: dict[int, str] = {}
         self._questions = 0
         self._answered = asyncio.Event()
         self._pressed_s: float | None = None
@@ -125,9 +126,9 @@ class Attempt:
     async def report(self, request: bytes) -> bytes:
         """Takes a ReportRequest and answers with a ReportReply.
 
-        If it is durable, all its reports are on disk when it returns: while the spool cannot be written, the
-        report waits. Other events are
-        read from memory then, and so is what comes with a failure, which is answered once the gang's cause is chosen.
+        If it is durable, all its reports are on disk when it returns: while the spool cannot be written, the report
+        waits. Other events are read from memory then, and so is what comes with a failure, which is answered once the
+        gang's cause is chosen.
         Raises: google.protobuf.message.DecodeError.
         """
         message = worker_pb2.ReportRequest.FromString(request)
@@ -149,6 +150,11 @@ class Attempt:
         if failures:
             await self._decided.wait()
         return worker_pb2.ReportReply(directive=self._directive, fenced=self._closed).SerializeToString()
+
+    def rank_started(self, rank: int, cold: str | None) -> None:
+        """Records how a rank's process started (`RankProcess.cold`); reported once all ranks have met."""
+        if cold is not None:
+            self._cold[rank] = cold
 
     def rank_exited(self, rank: int, how: RankExit) -> None:
         """Records that a rank's process is gone; call it after passing on all of its reports."""
@@ -297,6 +303,9 @@ class Attempt:
             event.sequence = sequence
             if event.WhichOneof("payload") == "progress":
                 self._step = max(self._step, event.progress.step)
+            elif event.HasField("ready"):  # A rank itself does not say how it has started.
+                event.ready.warm = sum(not why for why in self._cold.values())
+                event.ready.cold[:] = filter(None, self._cold.values())
 
     def _grew(self) -> None:
         grown, self._grown = self._grown, asyncio.Event()

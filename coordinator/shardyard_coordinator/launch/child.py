@@ -36,6 +36,7 @@ async def start_child(
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
+                cwd=current_folder(),
                 env=dict(environment),
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
@@ -44,6 +45,18 @@ async def start_child(
             ours.close()
             raise
     return process, ours
+
+
+def current_folder() -> str | None:
+    """The folder for a child: `/` if the current one was removed, because libraries ask for it when they are imported.
+
+    None: the current one, in which a process may be though it may not enter it.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 - whether there is one.
+    except FileNotFoundError:
+        return "/"
+    return None
 
 
 def kill_group(pid: int) -> None:

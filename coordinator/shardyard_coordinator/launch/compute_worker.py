@@ -10,7 +10,8 @@ It stays single-threaded and opens nothing itself, so that a fork is a copy with
 Orders come as packets on the socket, one JSON object each, a fork's with its end of a stream as a file descriptor:
 {"serve", "memory_bytes", "network"} is answered {"pid"}, or {"errno"} if the kernel has no process more, and
 {"end": pid} with how it ended: {"status"}. The first
-packet, sent unasked, is {"ready": true, "confinement": {…}, "folders": [[device, inode], …]}: what it was confined to.
+packet, sent unasked, is {"ready": true, "confinement": {…}, "folders": [[device, inode], …], "ranks": pid}: what it was
+confined to, and the process that keeps the server of ranks (0: none), which is ended as a fork is.
 A fork reads and writes frames on its stream: see `inspect` and `serve`.
 """
 
@@ -58,8 +59,9 @@ def main() -> None:
     origin = Origin.now()
     for module in filter(None, arguments.warm.split(",")):
         importlib.import_module(module)
+    ranks = 0
     if arguments.ranks:
-        fork_server(Path(arguments.ranks), [*filter(None, arguments.warm_ranks.split(","))], control, origin)
+        ranks = fork_server(Path(arguments.ranks), [*filter(None, arguments.warm_ranks.split(","))], control, origin)
     go_first()
     wanted = json.loads(arguments.confine)
     _make_folders(wanted)
@@ -68,7 +70,8 @@ def main() -> None:
     folders = confine.identities(named if confine.landlock_version() else ())
     confinement = _confine(wanted)
     make_ready_to_fork()
-    control.send(json.dumps({"ready": True, "confinement": confinement, "folders": folders}).encode())
+    ready = {"ready": True, "confinement": confinement, "folders": folders, "ranks": ranks}
+    control.send(json.dumps(ready).encode())
     _fork_on_order(control)
 
 

@@ -131,24 +131,27 @@ def in_folder(opened: int) -> str:
     return f"/proc/self/fd/{opened}"
 
 
-def fork_server(folder: Path, modules: Sequence[str], control: socket.socket, origin: Origin) -> None:
-    """Forks the process that keeps a server and returns. It closes `control`, which belongs to the compute process.
+def fork_server(folder: Path, modules: Sequence[str], control: socket.socket, origin: Origin) -> int:
+    """Forks the process that keeps a server; its number. It closes `control`, which belongs to the compute process.
 
-    Without a kernel that tells of the end of processes, or without the folder above, there is none: ranks start cold.
+    Without a kernel that tells of the end of processes, or without the folder above, there is none (0): ranks start
+    cold.
     """
     if not hasattr(os, "pidfd_open") or not folder.parent.is_dir():
-        return
+        _note(f"ranks start cold: the kernel has no pidfd_open, or there is no folder {folder.parent}")
+        return 0
     parent = os.getpid()
     try:
-        if os.fork():
-            return
+        keeper = os.fork()
     except OSError as error:
-        print(f"ranks start cold: no process for their server ({error.strerror})", file=sys.stderr)
-        return
-    with _to_the_end():
-        bind_to(parent)
-        control.close()
-        _keep_server(folder, modules, Owner(parent), origin)
+        _note(f"ranks start cold: no process for their server ({error.strerror})")
+        return 0
+    if not keeper:
+        with _to_the_end():
+            bind_to(parent)
+            control.close()
+            _keep_server(folder, modules, Owner(parent), origin)
+    return keeper
 
 
 def _keep_server(folder: Path, modules: Sequence[str], owner: Owner, origin: Origin) -> NoReturn:
@@ -159,22 +162,32 @@ def _keep_server(folder: Path, modules: Sequence[str], owner: Owner, origin: Ori
         # At once: what is ordered meanwhile waits for the imports, which would take it as long.
         door = _Door.open(folder)
     for module in modules:
+        owner.sleep(0)  # Who has ended has a successor, whose socket this process must not replace.
         importlib.import_module(module)
     make_ready_to_fork()
     said = ""
     while True:
+        owner.sleep(0)
         try:
             if door is not None and not door.stands:
                 gone, door = door, None
                 gone.close()
             door = door or _Door.open(folder)
-            _run_server(door, origin, owner)
+            server = _start_server(door, origin, owner)
+            _note("ranks start warm")
+            if code := _outlive(server, owner):
+                _note(f"the server of ranks ended with code {code}; another one is started")
             said = ""
         except OSError as error:
             # A full disk, a file system without sockets, too many processes: it may be over in a while.
             if said != (said := f"ranks start cold: {error}"):
-                print(said, file=sys.stderr, flush=True)
+                _note(said)
         owner.sleep(_AGAIN_S)
+
+
+def _note(text: str) -> None:
+    """A line in the log of the compute process."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}", file=sys.stderr, flush=True)
 
 
 def make_ready_to_fork() -> None:
@@ -183,7 +196,7 @@ def make_ready_to_fork() -> None:
     gc.freeze()  # Garbage collections in the forks would otherwise copy all shared pages.
     threads = sum(1 for _ in Path("/proc/self/task").iterdir()) if sys.platform == "linux" else 1
     if threads != 1:
-        print(f"{threads} threads in the process that forks: locks of theirs may stay held", file=sys.stderr)
+        _note(f"{threads} threads in the process that forks: locks of theirs may stay held")
 
 
 def go_first() -> None:
@@ -193,8 +206,8 @@ def go_first() -> None:
         score.write_text(str(max(_FIRST_TO_GO, int(score.read_text()))))
 
 
-def _run_server(door: _Door, origin: Origin, owner: Owner) -> None:
-    """Returns when a server has ended, or was stopped and is ended: it holds nothing that another one lacks."""
+def _start_server(door: _Door, origin: Origin, owner: Owner) -> int:
+    """A server's number. Raises: OSError."""
     parent = os.getpid()
     server = os.fork()
     if not server:
@@ -202,13 +215,19 @@ def _run_server(door: _Door, origin: Origin, owner: Owner) -> None:
             bind_to(parent)
             owner.close()
             _serve(door, origin)
+    return server
+
+
+def _outlive(server: int, owner: Owner) -> int:
+    """Returns when a server has ended, or was stopped and is ended: it holds nothing that another one lacks."""
     ended = status = 0
     while not ended:
         owner.sleep(_AGAIN_S)  # If that ends, this process, and the server with it.
         ended, status = os.waitpid(server, os.WUNTRACED | os.WNOHANG)
     if os.WIFSTOPPED(status):
         os.kill(server, signal.SIGKILL)
-        os.waitpid(server, 0)
+        _, status = os.waitpid(server, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _serve(door: _Door, origin: Origin) -> None:
@@ -223,7 +242,7 @@ def _serve(door: _Door, origin: Origin) -> None:
         except TimeoutError:
             continue
         except OSError as error:
-            print(f"no order of a rank can be taken: {error}", file=sys.stderr, flush=True)
+            _note(f"no order of a rank can be taken: {error}")
             time.sleep(_AGAIN_S)
             continue
         with connection:
@@ -232,7 +251,7 @@ def _serve(door: _Door, origin: Origin) -> None:
                     _keep(door, connection, origin)
             except OSError as error:
                 # Without an answer its watcher starts the rank itself, and says why if that fails too.
-                print(f"no process for a rank: {error}", file=sys.stderr, flush=True)
+                _note(f"no process for a rank: {error}")
 
 
 def _keep(door: _Door, connection: socket.socket, origin: Origin) -> None:

@@ -133,7 +133,7 @@ class WarmProcess:
         self._control = control
         self._lock = asyncio.Lock()
         self._killed = False
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = [asyncio.create_task(self._watch())]
         self.confinement: Mapping[str, str] = {}
         self.folders: Identities = ()
         self.base_bytes = 0
@@ -190,6 +190,8 @@ class WarmProcess:
         self.confinement = ready["confinement"]
         self.folders = tuple(None if each is None else (each[0], each[1]) for each in ready["folders"])
         self.base_bytes = resident_bytes(process.pid)
+        if ready["ranks"]:
+            self._watching.append(asyncio.create_task(self._watch_ranks(ready["ranks"])))
         return self
 
     async def fork(self, *, serve: str, memory_bytes: int, network: bool) -> Fork:
@@ -232,7 +234,8 @@ class WarmProcess:
 
     async def close(self) -> None:
         """Ends the process, and closes its socket once no order waits for it."""
-        self._watching.cancel()
+        for watching in self._watching:
+            watching.cancel()
         self.kill()
         async with self._lock:
             self._control.close()
@@ -246,6 +249,28 @@ class WarmProcess:
                 _log.warning("the warm process was stopped (SIGSTOP) and did not continue: it is ended")
                 self.kill()
                 return
+
+    async def _watch_ranks(self, pid: int) -> None:
+        """Ends this process if the one that keeps the server of ranks was ended or stopped: only its successor has one.
+
+        One that ended by itself would do so again.
+        """
+        stop = StopWatch(pid)
+        while not has_ended(pid):
+            if stop.is_over():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(_LOOK_S)
+        with suppress(WarmProcessGone):
+            ending = await self.end(pid)
+            by_itself = ending.status is not None and ending.status >= 0
+            _log.warning(
+                "ranks start cold: the process with their server %s%s",
+                ending.words,
+                "; see compute.log" if by_itself else ", and is started again with the compute processes",
+            )
+            if not by_itself:
+                self.kill()
 
     def _order(self, order: Mapping[str, Any], *descriptors: int) -> asyncio.Future[dict[str, Any]]:
         """Sends one order at a time, because answers come in order. Shield it: it must outlive its caller."""
@@ -309,6 +334,14 @@ def resident_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.NoSuchProcess:
         return 0
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits for its parent to take its exit code."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def is_stopped(pid: int) -> bool:

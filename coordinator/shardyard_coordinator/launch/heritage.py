@@ -47,7 +47,7 @@ def heritage() -> dict[str, Any]:
     }
     with suppress(OSError, ValueError):
         found["oom_score"] = int(_OOM_SCORE.read_text())
-    with suppress(FileNotFoundError):  # The folder was removed: a child would be nowhere, too.
+    with suppress(FileNotFoundError):  # It was removed: then a child would be elsewhere, as the server is.
         found["folder"] = os.getcwd()  # noqa: PTH109 - a path as text.
     return found
 
@@ -60,8 +60,15 @@ def take(found: Mapping[str, Any]) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, found["niceness"])
     if "oom_score" in found:
         _OOM_SCORE.write_text(str(found["oom_score"]))
-    if "folder" in found:
+    if "folder" in found and not _is_in(found["folder"]):
         os.chdir(found["folder"])
+
+
+def _is_in(folder: str) -> bool:
+    """Whether this process is in that folder; it may be in one that it may not enter."""
+    with suppress(FileNotFoundError):
+        return os.getcwd() == folder  # noqa: PTH109 - a path as text.
+    return False
 
 
 def place() -> dict[str, str]:

@@ -195,6 +195,7 @@ class LocalLauncher:
                 warm=warm_folder(self._hidden),
             )
         )
+        gang.attempt.rank_started(rank, process.cold)
         gang.ranks.append(process)
         gang.tasks.append(asyncio.create_task(_watch_rank(gang.attempt, rank, process)))
         if gang.attempt.doomed:

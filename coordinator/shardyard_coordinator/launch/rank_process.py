@@ -23,7 +23,7 @@ from shardyard_coordinator.launch.inherited import without_secrets
 from shardyard_coordinator.launch.memory import EXIT_KILLED, MemoryWatch
 from shardyard_coordinator.launch.rank_env import FOREIGN
 from shardyard_coordinator.launch.rank_exit import RankExit
-from shardyard_coordinator.launch.warm_rank import WarmRank, start_warm
+from shardyard_coordinator.launch.warm_rank import StartsCold, WarmRank, start_warm
 
 TRAINER = "shardyard_trainer"
 """The module that a rank runs: it takes the arguments of `python -m shardyard_trainer`."""
@@ -70,9 +70,20 @@ class RankOrders:
 
 
 class RankProcess:
-    """A running rank. Its process ends together with the process that started it."""
+    """A running rank. Its process ends together with the process that started it.
 
-    def __init__(self, rank: int, process: asyncio.subprocess.Process | WarmRank, reports: socket.socket) -> None:
+    `cold` says why it is not a fork of a warm process: empty if it is one, None if it was not to be one.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        process: asyncio.subprocess.Process | WarmRank,
+        reports: socket.socket,
+        *,
+        cold: str | None = None,
+    ) -> None:
+        self.cold = cold
         self._rank = rank
         self._process = process
         self._reports = reports
@@ -82,19 +93,23 @@ class RankProcess:
     async def start(cls, orders: RankOrders) -> RankProcess:
         """Starts the rank; its output, failed imports included, goes to the attempt's logs. Raises: OSError."""
         folder, environment = Path(orders.attempt_dir), _inherited() | dict(orders.environment)
+        cold: str | None = None
         with _log_file(folder, orders.rank, "stdout") as stdout, _log_file(folder, orders.rank, "stderr") as stderr:
             if _starts_warm(orders):
-                started = await start_warm(
-                    Path(orders.warm),
-                    program=orders.program,
-                    arguments=orders.arguments,
-                    environment=environment,
-                    rights=orders.rights,
-                    stdout=stdout,
-                    stderr=stderr,
-                )
-                if started is not None:
-                    return cls(orders.rank, *started)
+                try:
+                    started = await start_warm(
+                        Path(orders.warm),
+                        program=orders.program,
+                        arguments=orders.arguments,
+                        environment=environment,
+                        rights=orders.rights,
+                        stdout=stdout,
+                        stderr=stderr,
+                    )
+                    return cls(orders.rank, *started, cold="")
+                except StartsCold as error:
+                    cold = str(error)
+                    _log.info("rank %s starts cold: %s", orders.rank, cold)
             process, ours = await start_child(
                 ["-P", "-m", _CONFINED_RANK, json.dumps(dict(orders.rights)), orders.program, *orders.arguments],
                 fd_option="--report-fd",
@@ -102,7 +117,7 @@ class RankProcess:
                 stdout=stdout,
                 stderr=stderr,
             )
-        return cls(orders.rank, process, ours)
+        return cls(orders.rank, process, ours, cold=cold)
 
     @property
     def pid(self) -> int:

@@ -81,9 +81,10 @@ class Supervisor:
         """Called by ranks: a ReportRequest in, a ReportReply out."""
         return await self._started().report(request)
 
-    async def rank_started(self, rank: int, pid: int) -> None:
+    async def rank_started(self, rank: int, pid: int, cold: str | None) -> None:
         """Called by ranks' actors: a rank's process is a child of its actor only if it was started cold."""
         self._rank_pids[rank] = pid
+        self._started().rank_started(rank, cold)
 
     async def events_after(self, after: int, timeout_s: float, limit: int) -> list[bytes]:
         """Returns WorkerEvents with sequences over `after`; waits until there is one."""
@@ -329,7 +330,7 @@ async def _run_rank(orders: RankOrders, supervisor: Any) -> RankExit:
         process = await RankProcess.start(orders)
     except OSError as error:
         return RankExit(None, detail=f"not started: {error}")
-    supervisor.rank_started.remote(orders.rank, process.pid)
+    supervisor.rank_started.remote(orders.rank, process.pid, process.cold)
     return await process.serve(report)
 
 

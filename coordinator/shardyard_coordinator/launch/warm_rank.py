@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from shardyard_coordinator.launch.fork_server import SOCKET, in_folder, open_folder
+from shardyard_coordinator.launch.forks import has_ended
 from shardyard_coordinator.launch.frames import FrameError, frame, read_frame
 from shardyard_coordinator.launch.heritage import heritage
 
@@ -24,7 +22,9 @@ _START_S = 30.0
 _LOOK_S = 1.0
 _LOOKS = 3
 
-_log = logging.getLogger(__name__)
+
+class StartsCold(Exception):
+    """Why a rank has to be started as a process of its own, in words."""
 
 
 class WarmRank:
@@ -51,7 +51,7 @@ class WarmRank:
             while ended < _LOOKS:
                 if (await asyncio.wait([word], timeout=_LOOK_S))[0]:
                     return word.result()
-                ended = ended + 1 if _has_ended(self.pid) else 0
+                ended = ended + 1 if has_ended(self.pid) else 0
             return None
         finally:
             word.cancel()
@@ -66,10 +66,11 @@ async def start_warm(
     rights: Mapping[str, Sequence[str]],
     stdout: IO[bytes],
     stderr: IO[bytes],
-) -> tuple[WarmRank, socket.socket] | None:
+) -> tuple[WarmRank, socket.socket]:
     """Starts `program` as a fork of the server in `folder`, with a socket for its reports.
 
-    None: there is no server, or it has refused: a fork of it would be another rank than one that is started here.
+    Raises: StartsCold if there is no server, or if it has refused: a fork of it would be another rank than one that is
+    started here.
     """
     try:
         with ExitStack() as unless_it_runs:
@@ -91,10 +92,13 @@ async def start_warm(
             started = await _ordered(connection, order)
             unless_it_runs.pop_all()
             return started, ours
-    except (OSError, FrameError, TimeoutError) as error:
+    except TimeoutError:
+        raise StartsCold(f"their server did not answer within {_START_S:g} s") from None
+    except (FileNotFoundError, ConnectionRefusedError):
         # Before the compute process is warm, and on other nodes than its own, this is how it is.
-        _log.info("no warm process for a rank (%s): it is started cold", error or type(error).__name__)
-        return None
+        raise StartsCold(f"there is no server of ranks in {folder} here, or not yet; compute.log says more") from None
+    except (OSError, FrameError) as error:
+        raise StartsCold(str(error)) from error
 
 
 async def _ordered(connection: socket.socket, order: Mapping[str, object]) -> WarmRank:
@@ -110,12 +114,6 @@ async def _ordered(connection: socket.socket, order: Mapping[str, object]) -> Wa
             raise ConnectionError(answer.get("refused", "the server did not take the order"))
         return WarmRank(answer["pid"], reader, writer)
     except BaseException:
-        writer.close()
+        # At once: the caller closes the socket, and what is not sent yet would be written to its descriptor.
+        writer.transport.abort()
         raise
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True

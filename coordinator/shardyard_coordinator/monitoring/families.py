@@ -124,6 +124,13 @@ GPU_MEMORY = Family(
     "shardyard_gpu_memory_used_bytes", Kind.GAUGE, "Memory in use on this machine's GPUs, as NVML reports it.", ("gpu",)
 )
 GPU_MEMORY_TOTAL = Family("shardyard_gpu_memory_bytes", Kind.GAUGE, "Memory of this machine's GPUs.", ("gpu",))
+RANKS_STARTED = Family(
+    "shardyard_ranks_started_total",
+    Kind.COUNTER,
+    "Ranks without GPUs of gangs that have met: `warm`, as forks of a process that has imported everything, or `cold`, "
+    "as processes of their own; the log says why.",
+    ("start",),
+)
 STORAGE_AVAILABLE = Family(
     "shardyard_storage_available", Kind.GAUGE, "1 while the storage is mounted, writable and has room."
 )
@@ -159,6 +166,7 @@ SAMPLED = (
     GPU_BUSY,
     GPU_MEMORY,
     GPU_MEMORY_TOTAL,
+    RANKS_STARTED,
     STORAGE_AVAILABLE,
     STORAGE_FREE,
     STATE_FREE,

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from shardyard.worker.v1 import worker_pb2
+from shardyard_coordinator.control.starts import Starts
 from shardyard_coordinator.domain.reasons import Reason
 from shardyard_coordinator.domain.states import JobState
 from shardyard_coordinator.launch.protocols import ClusterView, Launcher
@@ -80,6 +81,7 @@ class Monitor:
         launcher: Launcher,
         slots: Callable[[ClusterView], Awaitable[tuple[int, int]]],
         claim: worker_pb2.StorageClaim,
+        starts: Starts,
     ) -> None:
         """Begins to count what happens to jobs, and to look up what Prometheus asks for."""
         if self._metrics is not None or self._logs_calls:
@@ -92,6 +94,7 @@ class Monitor:
             settings = self._settings
             sources = Sources(
                 store=store,
+                starts=starts,
                 state_dir=settings.state_dir,
                 cluster=Cluster(launcher).view,
                 slots=slots,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardyard.v1 import server_service_pb2
+from shardyard_coordinator.control.starts import Starts
 from shardyard_coordinator.domain.errors import Refused
 from shardyard_coordinator.launch.gpus import GpuUse, gpu_use
 from shardyard_coordinator.launch.protocols import ClusterView
@@ -37,6 +38,7 @@ class Sources:
     """Where the numbers come from; `slots` answers (all, free) of a cluster, `now_us` is wall time."""
 
     store: Store
+    starts: Starts
     state_dir: Path
     cluster: Callable[[], Awaitable[ClusterView]]
     slots: Callable[[ClusterView], Awaitable[tuple[int, int]]]
@@ -95,6 +97,7 @@ class Sampler:
             at_once[families.CENSUS_AGE] = [((), time.monotonic() - self._looked_s)]
         if (sources := self._sources) is not None:
             at_once.update(_writer(sources.store))
+            at_once[families.RANKS_STARTED] = [(("warm",), sources.starts.warm), (("cold",), sources.starts.cold)]
         return {**self._seen, **at_once}
 
     async def _look(self, sources: Sources) -> None:

@@ -1292,6 +1292,10 @@ class GangReady(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     PIDS_FIELD_NUMBER: _builtins.int
+    WARM_FIELD_NUMBER: _builtins.int
+    COLD_FIELD_NUMBER: _builtins.int
+    warm: _builtins.int
+    """How many ranks are forks of a warm process; added by the supervisor, as the next one is."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The node of each rank."""
@@ -1300,15 +1304,21 @@ class GangReady(_message.Message):
     def pids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The process id of each rank."""
 
+    @_builtins.property
+    def cold(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why each of the other ranks without GPUs is none."""
+
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[_builtins.str] | None = ...,
         pids: _abc.Iterable[_builtins.int] | None = ...,
+        warm: _builtins.int = ...,
+        cold: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "pids", b"pids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold", b"cold", "nodes", b"nodes", "pids", b"pids", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
