@@ -48,10 +48,13 @@ def greet_standby(settings: Settings, output: TextIO) -> None:
 
 def warnings_of(settings: Settings) -> list[str]:
     """What the operator should know about how the service is reached, and about what jobs can read."""
-    readable = [f"{each}: every job can read it; give folders that have data alone" for each in settings.exposed]
+    cold = "" if settings.is_state_hidden else ", and ranks start cold"
+    readable = [f"{each}: every job can read it{cold}; give folders that have data alone" for each in settings.exposed]
     if settings.authentication.is_required:
         text = "has parts of the storage: jobs of every project can read the models and data sets of all"
         readable += [f"the data root {root!r} {text}; give a folder beside it" for root in settings.shared_storage]
+    if cold and not settings.exposed:
+        readable.append("the storage contains the state directory, so ranks start cold; move that (--state-dir)")
     return [*_reached(settings), *readable]
 
 

@@ -273,6 +273,11 @@ class Settings(BaseSettings):
         found = [(what, path.absolute()) for what, path in private.items() if path and _contains(root, path)]
         return [(what, path) for what, path in found if not any(other in path.parents for _, other in found)]
 
+    @property
+    def is_state_hidden(self) -> bool:
+        """Whether ranks cannot read the state directory; otherwise a rank could ask for one with more rights."""
+        return not any(_contains(root, self.state_dir) for root in (*self.data_roots, str(self.storage)))
+
     @model_validator(mode="after")
     def _secrets_of_projects(self) -> Settings:
         if complaint := secrets_complaint(self.remote, self.projects):

@@ -27,7 +27,7 @@ STOP_S = 60.0
 
 @dataclass
 class Served:
-    """A service on its own state folder and port."""
+    """A service on its own state folder and port; `shell` is a command that becomes the one after it, as `env` does."""
 
     folder: Path
     launcher: str
@@ -35,6 +35,7 @@ class Served:
     extra: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    shell: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,10 @@ class Served:
         """Starts it and returns when the port accepts connections."""
         with (self.folder / "serve.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [BIN / "shardyard", "serve", "--listen", self.address, "--launcher", self.launcher, *self.options],
+                [
+                    *(*self.shell, BIN / "shardyard", "serve"),
+                    *("--listen", self.address, "--launcher", self.launcher, *self.options),
+                ],
                 cwd=self.folder,
                 env=self.environment,
                 stdout=log,

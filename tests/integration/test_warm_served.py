@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -13,12 +14,23 @@ import pytest
 
 import shardyard
 from helpers.ports import free_port
-from helpers.served import Served, pids_of, served
+from helpers.served import Served, pids_of
 from helpers.small_specs import sentences
 
 WAIT_S = 240.0
 
 T = TypeVar("T")
+
+# What a parent may leave to a service: a folder that was removed, signals that are ignored or blocked.
+ODD_SHELL = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM])
+os.mkdir("gone")
+os.chdir("gone")
+os.rmdir("../gone")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Warm(Served):
@@ -69,13 +81,22 @@ def until(found: Callable[[], T | None]) -> T:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     folder = tmp_path_factory.mktemp("warm")
-    admin = f"127.0.0.1:{free_port()}"
     (folder / "packages").mkdir()
     (folder / "corpus.txt").write_text("\n".join(sentences(60)) + "\n")
-    with served(folder, "local", "--admin-listen", admin, environment={"PYTHONPATH": str(folder / "packages")}) as made:
-        warm = Warm(made.folder, made.launcher, made.options, made.extra, made.address, made.process)
-        warm.admin = admin
-        yield warm
+    admin = f"127.0.0.1:{free_port()}"
+    made = Warm(
+        folder,
+        "local",
+        ("--admin-listen", admin),
+        {"PYTHONPATH": str(folder / "packages")},
+        shell=(sys.executable, "-c", ODD_SHELL),
+    )
+    made.admin = admin
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
 
 
 def train(service: Warm, job_id: str, *, workers: int = 1) -> None:
@@ -95,7 +116,8 @@ def test_ranks_start_warm_and_are_counted(service: Warm) -> None:
     service.keeper()
     train(service, "warm", workers=2)
     assert service.started() == {"warm": 2, "cold": 0}
-    assert "cold" not in service.log and "ranks start warm" in (service.state / "compute.log").read_text()
+    log = (service.state / "compute.log").read_text()
+    assert "cold" not in service.log and "ranks start warm" in log and "Traceback" not in log
 
 
 @pytest.mark.parametrize("how", ["kill", "suspend"])

@@ -73,6 +73,17 @@ async def test_an_actor_that_is_gone_is_replaced_once_and_its_calls_say_so() -> 
     assert await place.call(b"") == b"2" and starts.tries == 2
 
 
+async def test_an_actor_that_is_gone_is_replaced_though_nothing_is_asked_of_it() -> None:
+    starts = Starts()
+    place = ComputePlace(starts, gone=Gone, look_s=0.01)
+    await place.call(b"")
+    starts.actors[0].is_gone = True
+    async with asyncio.timeout(10):
+        while starts.tries < 2:
+            await asyncio.sleep(0.01)
+    assert await place.call(b"") == b"2"
+
+
 async def test_a_call_after_a_failed_start_tries_again() -> None:
     starts = Starts(failing=2)
     place = ComputePlace(starts, gone=Gone)

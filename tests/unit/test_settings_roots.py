@@ -64,3 +64,9 @@ def test_a_root_with_the_storage_is_said_if_projects_are_kept_apart(folder: Path
 def test_roots_beside_the_state_are_taken(folder: Path) -> None:
     assert warnings_of(given(folder, folder / "data", auth=True)) == []
     assert warnings_of(given(folder, folder / "stat", auth=True)) == []
+
+
+def test_ranks_that_start_cold_because_they_could_read_the_state_are_said(folder: Path) -> None:
+    assert any("ranks start cold" in each for each in warnings_of(given(folder, folder)))
+    [warning] = warnings_of(given(folder, folder / "data", storage_root=folder))
+    assert "the storage contains the state directory, so ranks start cold" in warning

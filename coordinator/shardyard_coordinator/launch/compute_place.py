@@ -10,6 +10,9 @@ from typing import Any
 from shardyard_coordinator.launch.agent_server import Unavailable
 from shardyard_coordinator.launch.frames import Header
 
+# How often an actor is looked at of which nothing is asked.
+_LOOK_S = 5.0
+
 
 class ComputePlace:
     """The one actor with the compute processes.
@@ -18,12 +21,14 @@ class ComputePlace:
     an actor that no longer exists.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[Any]], *, gone: type[Exception]) -> None:
+    def __init__(self, start: Callable[[], Awaitable[Any]], *, gone: type[Exception], look_s: float = _LOOK_S) -> None:
         self._start = start
         self._gone = gone
         self._actor: Any = None
         self._starting = asyncio.Lock()
         self._beginning = self._begin()
+        self._watching = asyncio.create_task(self._watch(look_s))
+        self._watching.add_done_callback(note_error)
 
     async def call(self, payload: bytes) -> bytes:
         """Passes a call to the actor. Raises: Unavailable if there is no actor, or if it is gone."""
@@ -43,6 +48,12 @@ class ComputePlace:
                 return dict(await actor.confinement.remote())
         self._replace(actor)
         return {}
+
+    async def _watch(self, look_s: float) -> None:
+        """Replaces an actor that is gone before it is asked: ranks start from its processes, too."""
+        while True:
+            await asyncio.sleep(look_s)
+            await self.confinement()
 
     def _begin(self) -> asyncio.Task[Any]:
         beginning = asyncio.create_task(self._living())
