@@ -118,6 +118,18 @@ class ModelExport:
 
 
 @dataclass(frozen=True)
+class ModelCopy:
+    """Copy a stored model, or its further `format`, to `s3://bucket/prefix` (`Model.copy`)."""
+
+    uri: str
+    format: ExportFormat | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the form of a spec file."""
+        return {"model_copy": _set(self)}
+
+
+@dataclass(frozen=True)
 class TokenClassification:
     """Fine-tuning: tag words, such as names and places in a text.
 
@@ -336,6 +348,7 @@ Task = (
     | FeatureExtraction
     | ModelEvaluation
     | ModelExport
+    | ModelCopy
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from shardyard_coordinator.control.copying import CopyLauncher
 from shardyard_coordinator.launch.allowed import Folders, object_ports
 from shardyard_coordinator.launch.gpus import usable_gpus
 from shardyard_coordinator.launch.local import LocalLauncher
@@ -18,7 +19,12 @@ from shardyard_coordinator.settings import LauncherKind, Settings
 
 
 def launcher_and_compute(settings: Settings, clock: Clock) -> tuple[Launcher, Compute]:
-    """The launcher, and the compute processes beside it; neither is started."""
+    """The launcher, which copies models itself, and the compute processes beside it; neither is started."""
+    inner, compute = _on_ray_or_here(settings, clock)
+    return CopyLauncher(inner, compute, settings.remote, clock, storage=settings.storage), compute
+
+
+def _on_ray_or_here(settings: Settings, clock: Clock) -> tuple[Launcher, Compute]:
     state = settings.state_dir.absolute()
     environment = {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]} if "HF_ENDPOINT" in os.environ else {}
     if settings.torch_hub:
@@ -28,7 +34,8 @@ def launcher_and_compute(settings: Settings, clock: Clock) -> tuple[Launcher, Co
             (torch_hub_cache() / "checkpoints").mkdir(parents=True, exist_ok=True)
     size = Size(inspections=settings.compute_workers + 1, memory_bytes=settings.compute_memory_bytes)
     reads = (*settings.data_roots, *torch_hub_folders(settings.torch_hub), str(settings.storage))
-    ports = tuple(object_ports(settings.s3_endpoint, os.environ)) if settings.remote_roots else ()
+    has_objects = settings.remote_roots or settings.remote_export_roots
+    ports = tuple(object_ports(settings.s3_endpoint, os.environ)) if has_objects else ()
     objects = str(settings.storage / "objects")
     folders = Folders(reads, str(settings.storage / "cache"), hidden=str(state), objects=objects, ports=ports)
     secrets_dir = str(settings.secrets_folder)

@@ -22,9 +22,9 @@ def remote_complaint(name: str, value: str | Sequence[str]) -> str:
     """The error in one setting's text; empty: none."""
     if isinstance(value, str):
         return _text_complaint(name, value)
-    check = _root_complaint if name == "remote_roots" else _secret_complaint
+    check = _CHECKS[name]
     missing = "objects need further packages; install them with: pip install 'shardyard[s3]'"
-    if name == "remote_roots" and value and find_spec("s3fs") is None:
+    if check is not _secret_complaint and value and find_spec("s3fs") is None:
         return missing
     return next(filter(None, map(check, value)), "")
 
@@ -34,22 +34,33 @@ def secrets_complaint(remote: Remote, projects: Collection[str]) -> str:
     for name, users in remote.secrets.items():
         if unknown := sorted(users - set(projects)):
             return f"--secret {name}={unknown[0]}: there is no such project; correct it, or add --project {unknown[0]}"
-    for root in remote.roots:
+    reads = (("--remote-root", "read", root) for root in remote.roots)
+    writes = (("--remote-export-root", "write", root) for root in remote.export_roots)
+    for option, does, root in (*reads, *writes):
         if root.secret and root.secret not in remote.secrets:
             return (
-                f"--remote-root {root.uri.address} needs the secret {root.secret}, which no project may use; add "
-                f"--secret {root.secret}=PROJECT for each project that may read it"
+                f"{option} {root.uri.address} needs the secret {root.secret}, which no project may use; add "
+                f"--secret {root.secret}=PROJECT for each project that may {does} it"
             )
     return ""
 
 
-def remote_of(roots: Sequence[str], secrets: Sequence[str], endpoint: str, region: str, *, most_bytes: int) -> Remote:
+def remote_of(
+    roots: Sequence[str],
+    export_roots: Sequence[str],
+    secrets: Sequence[str],
+    endpoint: str,
+    region: str,
+    *,
+    most_bytes: int,
+) -> Remote:
     """The rules of valid settings."""
     users: dict[str, set[str]] = defaultdict(set)
     for name, _, project in (each.partition("=") for each in secrets):
         users[name].add(project)
     return Remote(
         tuple(map(_root, roots)),
+        tuple(map(_root, export_roots)),
         endpoint.rstrip("/"),
         region,
         most_bytes,
@@ -70,12 +81,27 @@ def _root_complaint(text: str) -> str:
     return f"the remote root {root.uri.address} has a digest; leave it out" if root.uri.digest else ""
 
 
+def _export_root_complaint(text: str) -> str:
+    if complaint := _root_complaint(text):
+        return complaint
+    root = _root(text)
+    need = f"nothing is written to {root.uri.address} without keys; give {root.uri.address}=secret://NAME"
+    return "" if root.secret else need
+
+
 def _secret_complaint(text: str) -> str:
     name, equals, project = text.partition("=")
     rule = "give NAME=PROJECT, once for each project that may use the secret; its value is a file of that name"
     if not equals or not is_secret_name(name):
         return f"a secret: {rule}"  # Not repeated: it may be the value.
     return f"--secret {name}: {complaint}" if (complaint := id_complaint(project)) else ""
+
+
+_CHECKS = {
+    "remote_roots": _root_complaint,
+    "remote_export_roots": _export_root_complaint,
+    "secrets": _secret_complaint,
+}
 
 
 def _text_complaint(name: str, value: str) -> str:

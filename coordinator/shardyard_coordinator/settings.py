@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     currency: str = Field(default="", max_length=16)
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = ()
     remote_roots: Annotated[tuple[str, ...], NoDecode] = ()
+    remote_export_roots: Annotated[tuple[str, ...], NoDecode] = ()
     s3_endpoint: str = ""
     s3_region: str = ""
     object_cache_bytes: int = Field(default=MOST_BYTES, ge=1024**2)
@@ -109,7 +110,9 @@ class Settings(BaseSettings):
     submits_per_s: int = Field(default=50, ge=1)
 
     @field_validator(
-        "data_roots", "torch_hub_repos", "projects", "webhook_allow", "remote_roots", "secrets", mode="before"
+        *("data_roots", "torch_hub_repos", "projects", "webhook_allow"),
+        *("remote_roots", "remote_export_roots", "secrets"),
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -141,7 +144,7 @@ class Settings(BaseSettings):
                 )
         return value
 
-    @field_validator("remote_roots", "secrets", "s3_endpoint", "s3_region")
+    @field_validator("remote_roots", "remote_export_roots", "secrets", "s3_endpoint", "s3_region")
     @classmethod
     def _of_objects(cls, value: Any, info: ValidationInfo) -> Any:
         if complaint := remote_complaint(str(info.field_name), value):
@@ -291,9 +294,14 @@ class Settings(BaseSettings):
 
     @property
     def remote(self) -> Remote:
-        """What may be read from elsewhere, and with which secrets."""
+        """What may be read and written elsewhere, and with which secrets."""
         return remote_of(
-            self.remote_roots, self.secrets, self.s3_endpoint, self.s3_region, most_bytes=self.object_cache_bytes
+            self.remote_roots,
+            self.remote_export_roots,
+            self.secrets,
+            self.s3_endpoint,
+            self.s3_region,
+            most_bytes=self.object_cache_bytes,
         )
 
     @property

@@ -95,6 +95,7 @@ NAMES = [
     "Model",
     "ModelEvaluation",
     "ModelExport",
+    "ModelCopy",
     "ModelRecommendation",
     "NotFound",
     "Optimization",

@@ -5,6 +5,7 @@ moto is the real one (`test_objects_served.py`); this one breaks off, lies and c
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.server
@@ -53,6 +54,14 @@ class LoopbackS3(http.server.ThreadingHTTPServer):
         """Sizes that it lists for objects, other than their own."""
         self.also_listed: list[str] = []
         self.endless = False
+        self.uploads: dict[str, dict[int, bytes]] = {}
+        """By the upload's id: the parts of objects that are not put together."""
+        self.knows_conditions = True
+        """Whether it follows If-None-Match; else it says that it does not offer it."""
+        self.loses_answers: set[str] = set()
+        """Keys whose next PUT is carried out, and answered with an error."""
+        self.says_etag = ""
+        """The ETag that it gives to what is written, instead of the MD5."""
 
     def put(self, key: str, data: bytes | str, etag: str = "") -> None:
         """Stores an object."""
@@ -84,8 +93,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
         if self._refuses(bucket, key or "list"):
             return
-        if not key:
-            self._list({name: values[0] for name, values in parse_qs(parts.query).items()})
+        asked = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if "uploadId" in asked:
+            self._list_parts(asked)
+        elif not key:
+            self._list(asked)
         else:
             self._send_object(key)
 
@@ -99,6 +111,88 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("ETag", f'"{found.tag}"')
         self.send_header("Content-Length", str(len(found.data)) if found else "0")
         self.end_headers()
+
+    def do_PUT(self) -> None:
+        parts = urlsplit(self.path)
+        bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        asked = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        upload = asked.get("uploadId", "")
+        if self._refuses(bucket, f"part {key} {asked['partNumber']}" if upload else f"put {key}"):
+            return
+        md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        if self.headers.get("Content-MD5") != md5:
+            self._fail(400, "BadDigest")
+        elif upload and upload not in self.server.uploads:
+            self._fail(404, "NoSuchUpload")
+        elif upload:
+            self.server.uploads[upload][int(asked["partNumber"])] = data
+            self._say_etag(hashlib.md5(data, usedforsecurity=False).hexdigest())
+        elif self._may_write(key):
+            self.server.put(key, data, self.server.says_etag)
+            if key in self.server.loses_answers:
+                self.server.loses_answers.discard(key)
+                self._fail(503, "SlowDown")
+            else:
+                self._say_etag(self.server.objects[key].tag)
+
+    def do_POST(self) -> None:
+        parts = urlsplit(self.path)
+        bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        asked = parse_qs(parts.query, keep_blank_values=True)
+        if "uploads" in asked:
+            if not self._refuses(bucket, f"begin {key}"):
+                upload = f"upload-{len(self.server.requests)}"
+                self.server.uploads[upload] = {}
+                self._send(200, f"<R><UploadId>{upload}</UploadId></R>".encode())
+            return
+        found = self.server.uploads.get(asked["uploadId"][0])
+        if self._refuses(bucket, f"complete {key}"):
+            return
+        if found is None:
+            self._fail(404, "NoSuchUpload")
+        elif self._may_write(key):
+            md5s = [hashlib.md5(found[number], usedforsecurity=False).digest() for number in sorted(found)]
+            etag = f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
+            self.server.put(key, b"".join(found[number] for number in sorted(found)), etag)
+            del self.server.uploads[asked["uploadId"][0]]
+            self._send(200, f"<R><ETag>&quot;{etag}&quot;</ETag></R>".encode())
+
+    def do_DELETE(self) -> None:
+        parts = urlsplit(self.path)
+        bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+        if not self._refuses(bucket, f"abort {key}"):
+            gone = self.server.uploads.pop(parse_qs(parts.query)["uploadId"][0], None)
+            self._send(204, b"") if gone is not None else self._fail(404, "NoSuchUpload")
+
+    def _may_write(self, key: str) -> bool:
+        wants_new = self.headers.get("If-None-Match") == "*"
+        if wants_new and not self.server.knows_conditions:
+            self._fail(501, "NotImplemented")
+        elif wants_new and key in self.server.objects:
+            self._fail(412, "PreconditionFailed")
+        else:
+            return True
+        return False
+
+    def _say_etag(self, etag: str) -> None:
+        self.send_response(200)
+        self.send_header("ETag", f'"{self.server.says_etag or etag}"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _list_parts(self, asked: dict[str, str]) -> None:
+        found = self.server.uploads.get(asked["uploadId"])
+        if found is None:
+            self._fail(404, "NoSuchUpload")
+            return
+        entries = [
+            f"<Part><PartNumber>{number}</PartNumber><Size>{len(data)}</Size>"
+            f"<ETag>&quot;{hashlib.md5(data, usedforsecurity=False).hexdigest()}&quot;</ETag></Part>"
+            for number, data in sorted(found.items())
+        ]
+        self._send(200, f"<R><IsTruncated>false</IsTruncated>{''.join(entries)}</R>".encode())
 
     def _refuses(self, bucket: str, what: str) -> bool:
         self.server.requests.append(what)

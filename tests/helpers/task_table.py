@@ -59,4 +59,5 @@ ROWS: Mapping[str, Row] = {
     "feature_extraction": Row(2, 0, None),
     "model_evaluation": Row(1, 0, None),
     "model_export": Row(1, 0, None),
+    "model_copy": Row(1, 0, None),
 }

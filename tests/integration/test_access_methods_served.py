@@ -76,6 +76,7 @@ MAY = {
             "Embed",
             "ExplainPrediction",
             "ExportModel",
+            "CopyModel",
             "RecommendModels",
             "CreateDataset",
             "DeleteDataset",
@@ -139,6 +140,8 @@ def a_request(method: MethodDescriptor, project: str) -> Any:
         made.instance.text = "a"
     if method.name == "ExportModel":
         made.format = 1
+    if method.name == "CopyModel":
+        made.uri = "s3://lake/models"
     if method.name == "RecommendModels":
         made.task = "text_classification"
     if method.name == "WaitJob":

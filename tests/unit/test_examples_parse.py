@@ -58,6 +58,7 @@ TASKS = {
     "features": "feature_extraction",
     "evaluation": "model_evaluation",
     "export": "model_export",
+    "copy": "model_copy",
 }
 
 

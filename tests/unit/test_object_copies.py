@@ -229,6 +229,13 @@ def test_an_error_of_the_store_is_repeated_by_its_code_alone(
     assert "Credential" not in message and "AKID" not in message and "lake" in message
 
 
+def test_an_object_that_may_not_be_read_is_not_said_to_be_unreachable(store: LoopbackS3, tmp_path: Path) -> None:
+    store.put("data/a", "x")
+    store.errors["data/a"] = [(403, "AccessDenied")] * 20
+    reason, message = refused(asked(store, tmp_path))
+    assert reason == "OBJECT_STORE_REFUSED" and "AccessDenied" in message
+
+
 def test_a_store_that_is_busy_for_a_moment_is_asked_again(store: LoopbackS3, tmp_path: Path) -> None:
     store.put("data/a", "x")
     store.errors["list"] = [(503, "SlowDown")]

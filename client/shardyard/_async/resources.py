@@ -174,6 +174,25 @@ class AsyncModel:
         message = await self._connection.call(self._connection.models.ExportModel, request, timeout=_INSPECT_S)
         return AsyncJob(self._connection, message)
 
+    async def copy(self, to: str, *, format: str | None = None, job_id: str | None = None) -> AsyncJob:
+        """Submit the job that copies the model, or one of its further formats, to `s3://bucket/prefix`.
+
+        Objects that are there with other bytes are never replaced (OBJECT_EXISTS); the same copy again continues where
+        it ended, or finds itself done. `wait` for the job, then `to` can be a model's address.
+        Raises: InvalidArgument with every broken rule, such as an address that the project may not write.
+        """
+        from shardyard._async.job import AsyncJob  # As above.
+
+        request = build(
+            model_service_pb2.CopyModelRequest, name=self.name, uri=to, job_id=job_id, request_id=str(uuid.uuid4())
+        )
+        reader = Reader(Path.cwd(), self._connection.project)
+        reader.fill(request, {} if format is None else {"format": format}, "")
+        if reader.violations:
+            raise invalid_fields(reader.violations)
+        message = await self._connection.call(self._connection.models.CopyModel, request, timeout=_INSPECT_S)
+        return AsyncJob(self._connection, message)
+
     async def delete(self) -> None:
         """Delete the model, which no live job may read."""
         request = model_service_pb2.DeleteModelRequest(name=self.name)

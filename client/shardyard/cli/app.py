@@ -67,6 +67,7 @@ COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("upload", assets.upload),
     ("download", assets.download),
     ("export", exporting.export),
+    ("copy", exporting.copy),
     ("delete", assets.delete),
     ("login", access.login),
     ("whoami", access.whoami),

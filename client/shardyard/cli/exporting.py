@@ -1,4 +1,4 @@
-"""`export`: a model in another format, and how formats compare with their model."""
+"""`export` and `copy`: a model in another format, how formats compare with their model, and models on object stores."""
 
 from __future__ import annotations
 
@@ -58,6 +58,42 @@ def export(
                 word = made.format.replace("_", "-")
                 place = f"./{wanted.id}-{word}"
                 print(f"  {command_line('download', wanted.name, place, '--format', word, address=address)}")
+        raise typer.Exit(code)
+
+
+def copy(
+    model: ModelName,
+    to: Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/prefix.", show_default=False)],
+    *,
+    format: Annotated[
+        str | None, typer.Option("--format", help="A further format: onnx, onnx-int8, or bf16 [the model itself].")
+    ] = None,
+    job_id: Annotated[str | None, typer.Option("--job-id", "--name", help="The job's id [made from the task].")] = None,
+    watch: Annotated[bool, typer.Option("--watch/--detach", help="Follow the job, or return at once.")] = True,
+    address: Address = None,
+    project: Project = "default",
+    json: Json = False,
+) -> None:
+    """Copy a model to an address of an object store that the operator allows.
+
+    Nothing that is there is replaced; again, it continues. Ctrl-C stops watching, never the job.
+    """
+    from shardyard.cli.output import print_json_line
+    from shardyard.cli.plain import to_plain
+    from shardyard.cli.watching import follow
+
+    with open_client(address, project) as client:
+        job = client.model(model).copy(to, format=format, job_id=job_id)
+        if json:
+            print_json_line(to_plain(job.info))
+        else:
+            then = "" if watch else f"\n  {command_line('watch', job.name, address=address)}"
+            print(f"submitted {job.id}{then}")
+        if not watch:
+            return
+        code = follow(job, as_json=json, address=address)
+        if code == 0 and not json:
+            print(f"  {model} is at {to}")
         raise typer.Exit(code)
 
 

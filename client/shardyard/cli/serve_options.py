@@ -67,6 +67,14 @@ RemoteRoots = Annotated[
         "may be repeated.",
     ),
 ]
+RemoteExportRoots = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remote-export-root",
+        metavar="<uri>",
+        help="An s3://bucket/prefix=secret://name below which models may be copied; may be repeated.",
+    ),
+]
 S3Endpoint = Annotated[str | None, typer.Option("--s3-endpoint", help="URL of the object store [Amazon S3].")]
 S3Region = Annotated[str | None, typer.Option("--s3-region", help="Region of its buckets [us-east-1].")]
 ObjectCacheBytes = Annotated[

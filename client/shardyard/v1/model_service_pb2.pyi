@@ -520,6 +520,46 @@ class ExportModelRequest(_message.Message):
 Global___ExportModelRequest: _TypeAlias = ExportModelRequest  # noqa: Y015
 
 @_typing.final
+class CopyModelRequest(_message.Message):
+    """Asks for a copy of a model on an object store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`projects/{project}/models/{model}`; required."""
+    uri: _builtins.str
+    """As in ModelCopy; required."""
+    format: _spec_pb2.ExportFormat.ValueType
+    """As in ModelCopy."""
+    job_id: _builtins.str
+    """As in CreateJobRequest; unset: one is made."""
+    request_id: _builtins.str
+    """As in CreateJobRequest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        format: _spec_pb2.ExportFormat.ValueType = ...,
+        job_id: _builtins.str | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "job_id", b"job_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_id", b"_job_id", "format", b"format", "job_id", b"job_id", "name", b"name", "request_id", b"request_id", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__job_id: _TypeAlias = _typing.Literal["job_id"]  # noqa: Y015
+    _WhichOneofArgType__job_id: _TypeAlias = _typing.Literal["_job_id", b"_job_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__job_id) -> _WhichOneofReturnType__job_id | None: ...
+
+Global___CopyModelRequest: _TypeAlias = CopyModelRequest  # noqa: Y015
+
+@_typing.final
 class DownloadModelResponse(_message.Message):
     """A part of the file."""
 

@@ -83,6 +83,11 @@ class ModelServiceStub(object):
                 request_serializer=shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.SerializeToString,
                 response_deserializer=shardyard_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.CopyModel = channel.unary_unary(
+                '/shardyard.v1.ModelService/CopyModel',
+                request_serializer=shardyard_dot_v1_dot_model__service__pb2.CopyModelRequest.SerializeToString,
+                response_deserializer=shardyard_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.RecommendModels = channel.unary_unary(
                 '/shardyard.v1.ModelService/RecommendModels',
                 request_serializer=shardyard_dot_v1_dot_choosing__pb2.RecommendModelsRequest.SerializeToString,
@@ -157,6 +162,13 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CopyModel(self, request, context):
+        """Submits the job that copies the model to an object store (`ModelCopy` in spec.proto), and returns it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RecommendModels(self, request, context):
         """Which models to train for a task: published ones, and the project's own, ranked and with what each needs.
         """
@@ -210,6 +222,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
             'ExportModel': grpc.unary_unary_rpc_method_handler(
                     servicer.ExportModel,
                     request_deserializer=shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.FromString,
+                    response_serializer=shardyard_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'CopyModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyModel,
+                    request_deserializer=shardyard_dot_v1_dot_model__service__pb2.CopyModelRequest.FromString,
                     response_serializer=shardyard_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'RecommendModels': grpc.unary_unary_rpc_method_handler(
@@ -461,6 +478,33 @@ class ModelService(object):
             target,
             '/shardyard.v1.ModelService/ExportModel',
             shardyard_dot_v1_dot_model__service__pb2.ExportModelRequest.SerializeToString,
+            shardyard_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardyard.v1.ModelService/CopyModel',
+            shardyard_dot_v1_dot_model__service__pb2.CopyModelRequest.SerializeToString,
             shardyard_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,

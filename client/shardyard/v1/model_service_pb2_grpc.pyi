@@ -54,6 +54,8 @@ class ModelServiceStub:
     """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
     ExportModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ExportModelRequest, _job_pb2.Job]
     """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
+    CopyModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.CopyModelRequest, _job_pb2.Job]
+    """Submits the job that copies the model to an object store (`ModelCopy` in spec.proto), and returns it."""
     RecommendModels: _grpc.UnaryUnaryMultiCallable[_choosing_pb2.RecommendModelsRequest, _choosing_pb2.RecommendModelsResponse]
     """Which models to train for a task: published ones, and the project's own, ranked and with what each needs."""
 
@@ -80,6 +82,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Which words, regions of a picture or items an answer comes from, by integrated gradients (Sundararajan et al., 2017)."""
     ExportModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ExportModelRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
+    CopyModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.CopyModelRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """Submits the job that copies the model to an object store (`ModelCopy` in spec.proto), and returns it."""
     RecommendModels: _aio.UnaryUnaryMultiCallable[_choosing_pb2.RecommendModelsRequest, _choosing_pb2.RecommendModelsResponse]  # type: ignore[assignment]
     """Which models to train for a task: published ones, and the project's own, ranked and with what each needs."""
 
@@ -157,6 +161,14 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Submits the job that writes the model in another format (`FormatExport` in spec.proto), and returns it."""
+
+    @_abc_1.abstractmethod
+    def CopyModel(
+        self,
+        request: _model_service_pb2.CopyModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """Submits the job that copies the model to an object store (`ModelCopy` in spec.proto), and returns it."""
 
     @_abc_1.abstractmethod
     def RecommendModels(

@@ -38,6 +38,8 @@ class _JobOutputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobOutput.V
     """Numbers alone: the job's `evaluation`."""
     JOB_OUTPUT_FORMAT: _JobOutput.ValueType  # 4
     """A further format of a model that is stored already."""
+    JOB_OUTPUT_COPY: _JobOutput.ValueType  # 5
+    """Objects of a store outside of the service."""
 
 class JobOutput(_JobOutput, metaclass=_JobOutputEnumTypeWrapper):
     """The kind of result of a job."""
@@ -52,6 +54,8 @@ JOB_OUTPUT_METRICS: JobOutput.ValueType  # 3
 """Numbers alone: the job's `evaluation`."""
 JOB_OUTPUT_FORMAT: JobOutput.ValueType  # 4
 """A further format of a model that is stored already."""
+JOB_OUTPUT_COPY: JobOutput.ValueType  # 5
+"""Objects of a store outside of the service."""
 Global___JobOutput: _TypeAlias = JobOutput  # noqa: Y015
 
 class _MemoryVerdict:

@@ -232,6 +232,7 @@ class JobSpec(_message.Message):
     FEATURE_EXTRACTION_FIELD_NUMBER: _builtins.int
     MODEL_EVALUATION_FIELD_NUMBER: _builtins.int
     MODEL_EXPORT_FIELD_NUMBER: _builtins.int
+    MODEL_COPY_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
     TRAIN_DATA_FIELD_NUMBER: _builtins.int
@@ -264,6 +265,10 @@ class JobSpec(_message.Message):
     @_builtins.property
     def model_export(self) -> Global___FormatExport:
         """Write a stored model in another format, measured against the model itself; the result is added to the model."""
+
+    @_builtins.property
+    def model_copy(self) -> Global___ModelCopy:
+        """Copy a stored model to an object store; the result is the objects there."""
 
     @_builtins.property
     def model(self) -> Global___ModelSource:
@@ -325,6 +330,7 @@ class JobSpec(_message.Message):
         feature_extraction: Global___FeatureExtraction | None = ...,
         model_evaluation: Global___ModelEvaluation | None = ...,
         model_export: Global___FormatExport | None = ...,
+        model_copy: Global___ModelCopy | None = ...,
         model: Global___ModelSource | None = ...,
         tokenizer: Global___TokenizerSource | None = ...,
         train_data: Global___DataSource | None = ...,
@@ -339,11 +345,11 @@ class JobSpec(_message.Message):
         distillation: Global___Distillation | None = ...,
         export: Global___ExportPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "export", b"export", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "model_export", b"model_export", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "export", b"export", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_copy", b"model_copy", "model_evaluation", b"model_evaluation", "model_export", b"model_export", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "export", b"export", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_evaluation", b"model_evaluation", "model_export", b"model_export", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints", "distillation", b"distillation", "eval_data", b"eval_data", "evaluation", b"evaluation", "export", b"export", "feature_extraction", b"feature_extraction", "fine_tuning", b"fine_tuning", "max_run_time", b"max_run_time", "model", b"model", "model_copy", b"model_copy", "model_evaluation", b"model_evaluation", "model_export", b"model_export", "optimization", b"optimization", "parallelism", b"parallelism", "pretraining", b"pretraining", "resources", b"resources", "retry", b"retry", "task", b"task", "tokenizer", b"tokenizer", "train_data", b"train_data"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["pretraining", "fine_tuning", "feature_extraction", "model_evaluation", "model_export"]  # noqa: Y015
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["pretraining", "fine_tuning", "feature_extraction", "model_evaluation", "model_export", "model_copy"]  # noqa: Y015
     _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
 
@@ -1893,6 +1899,37 @@ class FormatExport(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_drop) -> _WhichOneofReturnType__max_drop | None: ...
 
 Global___FormatExport: _TypeAlias = FormatExport  # noqa: Y015
+
+@_typing.final
+class ModelCopy(_message.Message):
+    """Copy a stored model, or one of its further formats, to an address of an object store that the operator allows
+    (`--remote-export-root`). The model has to be one that the service stores (`spec.model.model`). Objects that are there with other bytes
+    are never replaced: the job fails with OBJECT_EXISTS. Each file is compared with its sha256 before it is sent, and with the store's
+    checksum afterwards; `config.json` and then `shardyard-manifest.json` come last, so that nobody reads half a model. Again the same copy
+    continues where it ended, or finds itself done. It takes one worker's place, and of `optimization` nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """`s3://bucket/prefix`; the files become objects below it. Required."""
+    format: Global___ExportFormat.ValueType
+    """A further format of the model, whose files are copied instead of the model's own; unset: the model's own, without further formats."""
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        format: Global___ExportFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCopy: _TypeAlias = ModelCopy  # noqa: Y015
 
 @_typing.final
 class ExportPolicy(_message.Message):

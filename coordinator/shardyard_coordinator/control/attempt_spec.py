@@ -74,6 +74,7 @@ _KINDS = {
     plan_pb2.JOB_OUTPUT_DATASET: ResourceKind.DATASET,
     plan_pb2.JOB_OUTPUT_METRICS: None,
     plan_pb2.JOB_OUTPUT_FORMAT: None,
+    plan_pb2.JOB_OUTPUT_COPY: None,
 }
 """By a plan's output; any other output, and an unset one, is a model."""
 

@@ -21,6 +21,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_coordinator.control import ending
 from shardyard_coordinator.control.attempt_spec import build_launch, export_dir
 from shardyard_coordinator.control.contact import Contact, Silence, record_answer, record_silence
+from shardyard_coordinator.control.copying import copies_model
 from shardyard_coordinator.control.leftovers import remove_half_made
 from shardyard_coordinator.control.manifests import find_checkpoints
 from shardyard_coordinator.control.orders import Order, Orders
@@ -309,11 +310,11 @@ class Follower:
                 return True
             if self._after == before:
                 break
-        _, attempt = await self._store.read(self._load)
-        await self._lose(await self._why_gone(attempt, view, presence))
+        await self._lose(await self._why_gone(view, presence))
         return True
 
-    async def _why_gone(self, attempt: AttemptRecord, view: ClusterView, presence: Presence) -> job_pb2.FailureReport:
+    async def _why_gone(self, view: ClusterView, presence: Presence) -> job_pb2.FailureReport:
+        job, attempt = await self._store.read(self._load)
         if self._is_elsewhere(attempt, view):
             return job_pb2.FailureReport(reason=Cause.RAY_LOST.value)
         # A supervisor that cannot spool ends without a word.
@@ -322,7 +323,7 @@ class Follower:
             await asyncio.to_thread(probe, folder, self._settings.claim)
         except StorageFailed as failed:
             return storage_failure(failed)
-        if self._launcher.name == "local" and presence is Presence.ABSENT:
+        if presence is Presence.ABSENT and (self._launcher.name == "local" or copies_model(job)):
             # Stopping the service is not a failure of the job, and does not use up its retries.
             text = "the gang ended with the coordinator that ran it"
             return job_pb2.FailureReport(reason=Cause.DRAINED.value, message=text)

@@ -1,8 +1,8 @@
-"""What may be read from elsewhere, and with which secrets: the operator's rules."""
+"""What may be read and written elsewhere, and with which secrets: the operator's rules."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from shardyard.remote_uris import ObjectUri, is_below
@@ -22,10 +22,12 @@ class RemoteRoot:
 class Remote:
     """The object store and its allowed roots, and the projects of each secret.
 
-    `most_bytes`: of all copies together. An empty `endpoint` is Amazon S3.
+    Models may be written below `export_roots`. `most_bytes`: of all copies here together. An empty `endpoint` is Amazon
+    S3.
     """
 
     roots: tuple[RemoteRoot, ...] = ()
+    export_roots: tuple[RemoteRoot, ...] = ()
     endpoint: str = ""
     region: str = ""
     most_bytes: int = MOST_BYTES
@@ -37,8 +39,15 @@ class Remote:
 
     def root_of(self, uri: ObjectUri, project: str) -> RemoteRoot | None:
         """The closest root above a URI; None if there is none, or the project may not use its secret."""
-        above = [root for root in self.roots if is_below(uri, root.uri)]
-        if not above:
-            return None
-        root = max(above, key=lambda each: len(each.uri.key))
-        return root if not root.secret or self.may_use(project, root.secret) else None
+        root = _closest(self.roots, uri)
+        return root if root is not None and (not root.secret or self.may_use(project, root.secret)) else None
+
+    def export_root_of(self, uri: ObjectUri, project: str) -> RemoteRoot | None:
+        """The closest root above a URI to write below; None likewise, for nothing is written without a secret."""
+        root = _closest(self.export_roots, uri)
+        return root if root is not None and self.may_use(project, root.secret) else None
+
+
+def _closest(roots: Iterable[RemoteRoot], uri: ObjectUri) -> RemoteRoot | None:
+    above = [root for root in roots if is_below(uri, root.uri)]
+    return max(above, key=lambda each: len(each.uri.key)) if above else None

@@ -21,7 +21,7 @@ class WalkedSpec:
 
     `uris` (of files on the server), `remotes` (of objects) and `names` (of models and data sets) come with their field
     paths; `sources` are all models, tokenizers and data; `hubs` are models of the Hub, and `private` those of them that
-    need a token, with their field paths. The spec must not change afterwards.
+    need a token, with their field paths; `targets` are addresses that are written. The spec must not change afterwards.
     """
 
     spec: spec_pb2.JobSpec
@@ -31,6 +31,7 @@ class WalkedSpec:
     sources: list[Message] = field(default_factory=list)
     hubs: list[spec_pb2.HubModel] = field(default_factory=list)
     private: list[tuple[str, spec_pb2.HubModel]] = field(default_factory=list)
+    targets: list[tuple[str, str]] = field(default_factory=list)
 
     @functools.cached_property
     def uses(self) -> tuple[str, ...]:
@@ -72,6 +73,8 @@ def _collect(message: Message, path: str, found: WalkedSpec) -> None:
         here = f"{path}.{each.name}"
         if meaning is _Meaning.URI:
             (found.remotes if is_remote(value) else found.uris).append((here, value))
+        elif meaning is _Meaning.TARGET:
+            found.targets.append((here, value))
         elif meaning is _Meaning.NAME:
             found.names.append((here, value))
         elif meaning is _Meaning.HUB:
@@ -91,6 +94,7 @@ class _Meaning(Enum):
 
     NOTHING = auto()
     URI = auto()
+    TARGET = auto()
     NAME = auto()
     HUB = auto()
     REPOSITORY = auto()
@@ -103,7 +107,8 @@ def _meaning(of: FieldDescriptor) -> _Meaning:
     if of.is_repeated:
         return _Meaning.NOTHING
     if of.type == FieldDescriptor.TYPE_STRING:
-        return _TEXTS.get(of.name, _Meaning.NOTHING)
+        is_written = of.name == "uri" and of.containing_type == spec_pb2.ModelCopy.DESCRIPTOR
+        return _Meaning.TARGET if is_written else _TEXTS.get(of.name, _Meaning.NOTHING)
     kind = of.message_type
     if kind is None or kind.file.package != spec_pb2.DESCRIPTOR.package:
         return _Meaning.NOTHING

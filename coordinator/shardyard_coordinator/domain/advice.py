@@ -60,6 +60,18 @@ ADVICE: Mapping[Cause, Advice] = MappingProxyType(
             "the format is worse than its bound allows",
             "raise max_drop, or take another format; the model is as it was",
         ),
+        Cause.OBJECT_EXISTS: Advice(
+            "objects at the address are not those of the model",
+            "choose another address, or remove them in the object store",
+        ),
+        Cause.OBJECT_NOT_FOUND: Advice("there is no such bucket", "check its spelling"),
+        Cause.OBJECT_STORE_REFUSED: Advice(
+            "the object store refuses what is asked of it", "have the operator allow it there, then submit it again"
+        ),
+        Cause.OBJECT_STORE_UNREACHABLE: Advice(
+            "the object store does not answer", "submit it again when it does: what is there already is not sent again"
+        ),
+        Cause.SECRET_UNUSABLE: Advice("a secret cannot be used", "have the operator correct its file"),
         Cause.UNKNOWN: Advice("the gang ended without saying why", "read the end of the first failing rank's log"),
     }
 )

@@ -39,6 +39,11 @@ class Cause(StrEnum):
     STORAGE_UNAVAILABLE = "STORAGE_UNAVAILABLE"
     EXPORT_FAILED = "EXPORT_FAILED"
     EXPORT_REFUSED = "EXPORT_REFUSED"
+    OBJECT_EXISTS = "OBJECT_EXISTS"
+    OBJECT_NOT_FOUND = "OBJECT_NOT_FOUND"
+    OBJECT_STORE_REFUSED = "OBJECT_STORE_REFUSED"
+    OBJECT_STORE_UNREACHABLE = "OBJECT_STORE_UNREACHABLE"
+    SECRET_UNUSABLE = "SECRET_UNUSABLE"
     UNKNOWN = "UNKNOWN"
 
 
@@ -118,6 +123,11 @@ VERDICTS: Mapping[Cause, Verdict] = MappingProxyType(
         Cause.STORAGE_UNAVAILABLE: Verdict(Blame.STORAGE, 3, 10.0, needs_person=True, may_pass=True),
         Cause.EXPORT_FAILED: Verdict(Blame.PLATFORM, 3, 10.0, needs_person=True),
         Cause.EXPORT_REFUSED: _NEVER,
+        Cause.OBJECT_EXISTS: _NEVER,
+        Cause.OBJECT_NOT_FOUND: _NEVER,
+        Cause.OBJECT_STORE_REFUSED: Verdict(Blame.STORAGE, 0),
+        Cause.OBJECT_STORE_UNREACHABLE: Verdict(Blame.STORAGE, 5, 10.0, may_pass=True),
+        Cause.SECRET_UNUSABLE: Verdict(Blame.PLATFORM, 0),
         Cause.UNKNOWN: Verdict(Blame.PLATFORM, 2, 30.0),
     }
 )

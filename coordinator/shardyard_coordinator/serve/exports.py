@@ -1,8 +1,9 @@
-"""ExportModel: composes the job that adds a format to a model, and submits it as CreateJob does."""
+"""ExportModel and CopyModel: compose the job that adds a format to a model, or copies it, and submit it."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from google.protobuf.message import Message
 from sqlalchemy import Connection
@@ -15,12 +16,13 @@ from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.submit import Submitter
 from shardyard_coordinator.store import jobs, resources
 
-_HERE = (("job.spec.model_export.", ""), ("job.spec.model.model", "model"), ("job.spec.model", "model"))
+_EXPORT = (("job.spec.model_export.", ""), ("job.spec.model.model", "model"), ("job.spec.model", "model"))
+_COPY = (("job.spec.model_copy.", ""), ("job.spec.model.model", "name"), ("job.spec.model", "name"))
 """Fields of the job that is composed, and those of the request that they come from."""
 
 
 class Exports:
-    """Makes jobs of requests for a model's formats."""
+    """Makes jobs of requests for a model's formats and copies."""
 
     def __init__(self, parts: Parts, submitter: Submitter) -> None:
         self._parts = parts
@@ -40,7 +42,24 @@ class Exports:
         try:
             return await self._submitter.create(composed, call)
         except Refused as refused:
-            raise _said_here(refused) from None
+            raise _said_here(refused, _EXPORT) from None
+
+    async def copy(self, request: model_service_pb2.CopyModelRequest, call: Call) -> job_pb2.Job:
+        """Submits the job that copies the model to an object store. Raises: Refused with the fields of this request."""
+        name = self._parts.name("model", request.name)
+        spec = spec_pb2.JobSpec(
+            model_copy=spec_pb2.ModelCopy(uri=request.uri, format=request.format),
+            model=spec_pb2.ModelSource(model=request.name),
+        )
+        composed = job_service_pb2.CreateJobRequest(
+            parent=f"projects/{name.project}", request_id=request.request_id, job=job_pb2.Job(spec=spec)
+        )
+        if request.HasField("job_id"):
+            composed.job_id = request.job_id
+        try:
+            return await self._submitter.create(composed, call)
+        except Refused as refused:
+            raise _said_here(refused, _COPY) from None
 
 
 def _spec(request: model_service_pb2.ExportModelRequest) -> spec_pb2.JobSpec:
@@ -85,9 +104,9 @@ def _give_data(why: str) -> Refused:
     return refused_fields([FieldViolation("data", f"{why}; name data to measure the format on")])
 
 
-def _said_here(refused: Refused) -> Refused:
+def _said_here(refused: Refused, fields: Sequence[tuple[str, str]]) -> Refused:
     """The refusal of the composed job, with the fields of the request."""
-    found = [dataclasses.replace(each, field=_here(each.field)) for each in refused.violations]
+    found = [dataclasses.replace(each, field=_here(each.field, fields)) for each in refused.violations]
     message = refused.message
     if found:
         message = refused_fields(found).message
@@ -100,8 +119,8 @@ def _said_here(refused: Refused) -> Refused:
     )
 
 
-def _here(field: str) -> str:
-    for prefix, here in _HERE:
+def _here(field: str, fields: Sequence[tuple[str, str]]) -> str:
+    for prefix, here in fields:
         if field.startswith(prefix):
             return here + field.removeprefix(prefix)
     return field.removeprefix("job.spec.")

@@ -53,6 +53,7 @@ class ModelService:
             "Embed": self.embed,
             "ExplainPrediction": self.explain,
             "ExportModel": self._exports.export,
+            "CopyModel": self._exports.copy,
             "RecommendModels": self._choosing.recommend,
         }
 

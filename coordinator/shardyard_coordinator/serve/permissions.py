@@ -88,6 +88,7 @@ _SERVICES: Mapping[str, Mapping[str, Needs]] = {
         "Embed": _SUBMIT,
         "ExplainPrediction": _SUBMIT,
         "ExportModel": _CHANGE,
+        "CopyModel": _SUBMIT,
         "RecommendModels": _SUBMIT,
     },
     "shardyard.v1.DatasetService": {

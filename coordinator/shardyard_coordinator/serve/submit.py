@@ -22,6 +22,7 @@ from shardyard_coordinator.serve.call import Call
 from shardyard_coordinator.serve.fetching import Fetching
 from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.plans import Located, Planned, Plans
+from shardyard_coordinator.serve.targets import check_targets
 from shardyard_coordinator.serve.validation import names
 from shardyard_coordinator.store import encode, jobs, submissions
 from shardyard_coordinator.store.submissions import Submission
@@ -69,6 +70,7 @@ class Submitter:
         request.request_id = request.request_id.lower()  # One UUID, however it is written.
         fingerprint = request_fingerprint(request)
         walked = walk(request.job.spec)
+        check_targets(self._parts.remote, walked, project)
         planned = await self._plans.at_hand(walked)
         if planned is None or not _is_as_planned(request, planned):
             if walked.remotes or walked.private:
@@ -149,7 +151,9 @@ class Submitter:
     async def plan(self, request: job_service_pb2.PlanJobRequest, call: Call) -> plan_pb2.JobPlan:
         """Plans a job; changes nothing."""
         project = self._parts.name("project", request.parent).project
-        walked = await self._fetching.pinned(walk(request.job.spec), project, call)
+        walked = walk(request.job.spec)
+        check_targets(self._parts.remote, walked, project)
+        walked = await self._fetching.pinned(walked, project, call)
         located = await self._plans.reads(walked).ask(lambda conn: self._plans.locate(conn, walked, call))
         queue_of(request.job)
         planned = await self._plans.plan(located, call)

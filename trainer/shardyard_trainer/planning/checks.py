@@ -25,6 +25,7 @@ _WITHOUT_TRAINING: Mapping[Output, tuple[str, ...]] = {
     Output.DATASET: (),
     Output.METRICS: ("micro_batch_size", "precision", "seed"),
     Output.FORMAT: ("micro_batch_size", "seed"),
+    Output.COPY: (),
 }
 """Of `optimization`, what is followed by tasks that train nothing."""
 

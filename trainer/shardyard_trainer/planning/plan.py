@@ -32,6 +32,7 @@ from shardyard_trainer.planning.checks import (
     reserved_bytes,
     slots_of,
 )
+from shardyard_trainer.planning.copies import plan_copy
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
 from shardyard_trainer.planning.duration import plan_time
 from shardyard_trainer.planning.evaluation import plan_evaluation
@@ -52,6 +53,7 @@ _WITHOUT_TRAINING = {
     Output.DATASET: plan_extraction,
     Output.METRICS: plan_evaluation,
     Output.FORMAT: plan_format,
+    Output.COPY: plan_copy,
 }
 """Planners of jobs that train no model."""
 

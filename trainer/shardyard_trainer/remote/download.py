@@ -52,7 +52,7 @@ class Download:
                     raise
                 except _Broken as broken:
                     if attempt + 1 == _ATTEMPTS or not is_passing(broken.error):
-                        raise broken.error from None
+                        raise broken.error from broken.error.__cause__
                     await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
                     continue
                 if self._is_whole(is_md5=is_md5):

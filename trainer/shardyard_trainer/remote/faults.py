@@ -8,21 +8,28 @@ from collections.abc import Iterator
 from shardyard_trainer.data.errors import SpecError
 
 NOT_FOUND = "OBJECT_NOT_FOUND"
+EXISTS = "OBJECT_EXISTS"
 REFUSED = "OBJECT_STORE_REFUSED"
 UNREACHABLE = "OBJECT_STORE_UNREACHABLE"
 
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MISSING = {"NoSuchBucket", "NoSuchKey", "NotFound", "404"}
+_NO_UPLOAD = "NoSuchUpload"
+_NOT_OFFERED = {"NotImplemented", "501"}
 _CHANGED = {"PreconditionFailed", "412"}
 _ELSEWHERE = {"PermanentRedirect", "301", "307", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _LATER = {
     *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "OperationAborted", "503", "500", "502"),
-    *("504", "429", "TooManyRequests", "Busy", "ServerBusy"),
+    *("504", "429", "TooManyRequests", "Busy", "ServerBusy", "BadDigest", "ConditionalRequestConflict", _NO_UPLOAD),
 }
 
 
 class ObjectChanged(Exception):
     """An object is not the one that was listed: it was replaced or removed since."""
+
+
+class ObjectTaken(Exception):
+    """An object is there already, and was not replaced."""
 
 
 def code_of(error: BaseException) -> str:
@@ -45,13 +52,25 @@ def is_missing(error: BaseException) -> bool:
     return code_of(error) in _MISSING
 
 
+def is_no_upload(error: BaseException) -> bool:
+    """Whether an object in parts is not being written: it is complete, or its parts were removed."""
+    return code_of(error) == _NO_UPLOAD
+
+
+def is_not_offered(error: BaseException) -> bool:
+    """Whether the store does not offer what a request asked for."""
+    return code_of(error) in _NOT_OFFERED
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
     code = code_of(error)
     return not code or code in _LATER
 
 
-def in_words(error: BaseException, what: str, *, field: str, secret: str) -> SpecError:
+def in_words(
+    error: BaseException, what: str, *, field: str, secret: str, instead: str = ", or upload the files"
+) -> SpecError:
     """The error for the person who named `what`; `secret` is the name of the one that was used, if any."""
     code = code_of(error)
     if code in _MISSING:
@@ -70,7 +89,7 @@ def in_words(error: BaseException, what: str, *, field: str, secret: str) -> Spe
         keys = f"with the keys of the secret {secret}" if secret else "without keys"
         text = f"{what}: the object store refuses it {keys} ({code}); have the operator allow it there"
         return SpecError(field, REFUSED, text)
-    text = f"{what}: the object store cannot be reached ({type(error).__name__}); try again, or upload the files"
+    text = f"{what}: the object store cannot be reached ({type(error).__name__}); try again{instead}"
     return SpecError(field, UNREACHABLE, text)
 
 

@@ -137,7 +137,8 @@ class _Fetch:
                 for _ in range(min(_AT_ONCE, len(waiting))):
                     group.create_task(work())
         except ExceptionGroup as several:
-            raise several.exceptions[0] from None
+            first = several.exceptions[0]
+            raise first from first.__cause__  # Which has the store's code.
 
     async def _fetch_one(self, store: Store, name: str, wanted: Object) -> None:
         try:

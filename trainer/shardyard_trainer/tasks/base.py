@@ -40,6 +40,7 @@ class Output(Enum):
     DATASET = plan_pb2.JOB_OUTPUT_DATASET
     METRICS = plan_pb2.JOB_OUTPUT_METRICS
     FORMAT = plan_pb2.JOB_OUTPUT_FORMAT
+    COPY = plan_pb2.JOB_OUTPUT_COPY
 
 
 class TaskWarning(NamedTuple):

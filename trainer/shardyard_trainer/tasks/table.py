@@ -35,6 +35,7 @@ NAMES = (
     "feature_extraction",
     "model_evaluation",
     "model_export",
+    "model_copy",
 )
 """The tasks, each the name of its module."""
 

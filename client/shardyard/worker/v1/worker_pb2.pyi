@@ -616,6 +616,120 @@ class FetchHubResult(_message.Message):
 Global___FetchHubResult: _TypeAlias = FetchHubResult  # noqa: Y015
 
 @_typing.final
+class CopyRequest(_message.Message):
+    """Asks to copy a model's files to an object store, or a part of them; the value of the secret comes beside the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    NOTES_DIR_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    BUDGET_S_FIELD_NUMBER: _builtins.int
+    ABORT_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Path of the URI's field from the Job on."""
+    uri: _builtins.str
+    """`s3://bucket/prefix`, without a digest."""
+    folder: _builtins.str
+    """Absolute folder of the model."""
+    format: _spec_pb2.ExportFormat.ValueType
+    """As in ModelCopy."""
+    model: _builtins.str
+    """`projects/{project}/models/{model}`, for the manifest."""
+    notes_dir: _builtins.str
+    """Absolute folder for notes on what was sent."""
+    endpoint: _builtins.str
+    """As in FetchRequest."""
+    region: _builtins.str
+    """As in FetchRequest."""
+    secret: _builtins.str
+    """Name of the secret that has the keys; nothing is written without."""
+    budget_s: _builtins.float
+    """As in FetchRequest."""
+    abort: _builtins.bool
+    """Instead of copying, remove the parts of files that were sent and not put together."""
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
+        """All files of the model, as they were uploaded or exported."""
+
+    @_builtins.property
+    def claim(self) -> Global___StorageClaim:
+        """As in FetchRequest."""
+
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        folder: _builtins.str = ...,
+        files: _abc.Iterable[_transfer_pb2.StoredFile] | None = ...,
+        format: _spec_pb2.ExportFormat.ValueType = ...,
+        model: _builtins.str = ...,
+        notes_dir: _builtins.str = ...,
+        claim: Global___StorageClaim | None = ...,
+        endpoint: _builtins.str = ...,
+        region: _builtins.str = ...,
+        secret: _builtins.str = ...,
+        budget_s: _builtins.float = ...,
+        abort: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "budget_s", b"budget_s", "claim", b"claim", "endpoint", b"endpoint", "field", b"field", "files", b"files", "folder", b"folder", "format", b"format", "model", b"model", "notes_dir", b"notes_dir", "region", b"region", "secret", b"secret", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyRequest: _TypeAlias = CopyRequest  # noqa: Y015
+
+@_typing.final
+class CopyResult(_message.Message):
+    """How far a copy to an object store is, or the violations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_DONE_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    ALL_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_FILES_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    is_done: _builtins.bool
+    """Whether all files and the manifest are there; false: call again."""
+    done_bytes: _builtins.int
+    """Bytes that are there."""
+    all_bytes: _builtins.int
+    """Bytes of all files."""
+    num_files: _builtins.int
+    """Files."""
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Violation]:
+        """All of them."""
+
+    def __init__(
+        self,
+        *,
+        is_done: _builtins.bool = ...,
+        done_bytes: _builtins.int = ...,
+        all_bytes: _builtins.int = ...,
+        num_files: _builtins.int = ...,
+        violations: _abc.Iterable[Global___Violation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_bytes", b"all_bytes", "done_bytes", b"done_bytes", "is_done", b"is_done", "num_files", b"num_files", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyResult: _TypeAlias = CopyResult  # noqa: Y015
+
+@_typing.final
 class InspectModelRequest(_message.Message):
     """Requests the inspection of an uploaded model folder."""
 

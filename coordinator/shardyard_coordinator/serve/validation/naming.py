@@ -45,6 +45,7 @@ NAMES: Final[dict[str, tuple[str, str]]] = {
     "EmbedRequest": ("model", "model"),
     "ExplainPredictionRequest": ("model", "model"),
     "ExportModelRequest": ("model", "model"),
+    "CopyModelRequest": ("name", "model"),
     "RecommendModelsRequest": ("parent", "project"),
     "GetDatasetRequest": ("name", "dataset"),
     "ListDatasetsRequest": ("parent", "project"),

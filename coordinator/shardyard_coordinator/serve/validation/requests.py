@@ -15,11 +15,20 @@ from shardyard.v1 import job_service_pb2 as jobs
 from shardyard.v1 import metric_service_pb2 as metrics
 from shardyard.v1 import model_service_pb2 as models
 from shardyard_coordinator.domain.errors import FieldViolation, refused_fields
-from shardyard_coordinator.serve.validation import access, batches, choosing, rules, spec, updates, uploads, walk
+from shardyard_coordinator.serve.validation import (
+    access,
+    batches,
+    choosing,
+    rules,
+    sources,
+    spec,
+    updates,
+    uploads,
+    walk,
+)
 from shardyard_coordinator.serve.validation.counts import Counts
 from shardyard_coordinator.serve.validation.names import name_complaint
 from shardyard_coordinator.serve.validation.naming import NAMES, named
-from shardyard_coordinator.serve.validation.sources import relative_path_complaint
 from shardyard_coordinator.serve.validation.text import (
     UID,
     control_complaint,
@@ -289,6 +298,14 @@ def _check_export(request: models.ExportModelRequest, found: Found) -> None:
         found += spec.data_violations(request, "data")
 
 
+def _check_copy(request: models.CopyModelRequest, found: Found) -> None:
+    if request.HasField("job_id") and (complaint := id_complaint(request.job_id)):
+        found.append(FieldViolation("job_id", f"{complaint}; or leave job_id out to have one made"))
+    if complaint := request_id_complaint(request.request_id, required=False):
+        found.append(FieldViolation("request_id", complaint))
+    found += sources.check_target("uri", request.uri)
+
+
 def _check_choosing(request: choosing_pb2.RecommendModelsRequest, found: Found) -> None:
     found += choosing.violations(request)
 
@@ -296,7 +313,7 @@ def _check_choosing(request: choosing_pb2.RecommendModelsRequest, found: Found) 
 def _check_download(request: Any, found: Found) -> None:
     if not request.path:
         found.append(FieldViolation("path", "is missing; name one of the files that Get lists"))
-    elif complaint := relative_path_complaint(request.path):
+    elif complaint := sources.relative_path_complaint(request.path):
         found.append(FieldViolation("path", complaint))
 
 
@@ -318,6 +335,7 @@ _CHECKS: Final[dict[str, Callable[[Any, Found], None]]] = {
     "EmbedRequest": _check_instances,
     "ExplainPredictionRequest": _check_instance,
     "ExportModelRequest": _check_export,
+    "CopyModelRequest": _check_copy,
     "RecommendModelsRequest": _check_choosing,
     "DownloadModelRequest": _check_download,
     "DownloadDatasetRequest": _check_download,

@@ -74,6 +74,20 @@ def _check_objects(field: str, uri: str) -> list[FieldViolation]:
     return []
 
 
+def check_target(field: str, uri: str) -> list[FieldViolation]:
+    """The errors in the text of an address to write to; whether it is allowed is checked later."""
+    if complaint := control_complaint(uri):
+        return [FieldViolation(field, complaint)]
+    if not is_remote(uri):
+        text = f"{show(uri)} is not an address of an object store; write s3://bucket/prefix"
+        return [FieldViolation(field, text, Reason.ADDRESS_NOT_ALLOWED)]
+    if found := _check_objects(field, uri):
+        return found
+    if parse(uri).digest:
+        return [FieldViolation(field, f"{show(uri)} has a digest, which is of objects that are there; leave it out")]
+    return []
+
+
 def not_there(field: str, uri: str, beside: Sequence[str]) -> FieldViolation:
     """The violation of a path under an allowed root that leads to nothing; `beside` are names in the nearest folder."""
     step = f"there are {', '.join(map(show, beside))}: name one of them" if beside else "check its spelling"

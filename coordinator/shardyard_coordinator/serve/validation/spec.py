@@ -71,16 +71,20 @@ def _check_task(spec: spec_pb2.JobSpec, path: str, found: Found) -> bool:
     here = ".".join((path, *leaf.members))
     if leaf.missing:
         _missing_oneof(leaf.message, leaf.missing, here, found)
-    if leaf.missing or not _has_own_data(leaf.message):
+    if isinstance(leaf.message, spec_pb2.ModelCopy):
+        found += sources.check_target(f"{here}.uri", leaf.message.uri)
+    elif leaf.missing or not _has_own_data(leaf.message):
         trains = bool(leaf.members)
         _check_data(spec, "train_data", path, found, required=trains)
         _check_data(spec, "eval_data", path, found, required=False)
         return trains
-    _check_data(leaf.message, "data", here, found, required=True)
+    else:
+        _check_data(leaf.message, "data", here, found, required=True)
     for name in ("train_data", "eval_data"):
         if spec.HasField(name):
             task = leaf.members[-1].replace("_", " ")
-            text = f"is set, but {task} trains on nothing; put its data into {here}.data"
+            step = f"put its data into {here}.data" if _has_own_data(leaf.message) else "leave it out"
+            text = f"is set, but {task} trains on nothing; {step}"
             found.append(FieldViolation(f"{path}.{name}", text))
     return False
 
