@@ -60,6 +60,7 @@ class LoopbackS3(http.server.ThreadingHTTPServer):
         """Whether it follows If-None-Match; else it says that it does not offer it."""
         self.loses_answers: set[str] = set()
         """Keys whose next PUT is carried out, and answered with an error."""
+        self.headers_of_puts: list[dict[str, str]] = []
         self.says_etag = ""
         """The ETag that it gives to what is written, instead of the MD5."""
 
@@ -118,6 +119,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers["Content-Length"]))
         asked = {name: values[0] for name, values in parse_qs(parts.query).items()}
         upload = asked.get("uploadId", "")
+        self.server.headers_of_puts.append({name.lower(): value for name, value in self.headers.items()})
         if self._refuses(bucket, f"part {key} {asked['partNumber']}" if upload else f"put {key}"):
             return
         md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import shardyard
+from helpers.fences import fences
 from helpers.real_s3 import BUCKET, REGION, real_s3
 from helpers.repository import ROOT
 from helpers.served import Served, served
@@ -116,6 +117,15 @@ def test_a_model_is_copied_trained_on_from_there_and_answers(place: Place) -> No
         # What was trained goes back, too, and what it was read from is not part of it.
         assert job.model().copy(f"s3://{BUCKET}/models/trained").wait(timeout=JOB_S).state == "succeeded"
     assert "shardyard.json" in place.objects("models/trained/")
+
+
+def test_the_command_of_the_page_copies(place: Place) -> None:
+    (fence,) = [each for each in fences(ROOT / "docs" / "object-stores.md", ROOT) if "shardyard copy" in each.text]
+    first, second = (line.split()[1:] for line in fence.text.splitlines())
+    place.run(*(place.id if word == "sst2" else word for word in first))
+    assert MANIFEST in place.objects("models/sst2/")
+    refused = place.service.run("shardyard", *(place.id if word == "sst2" else word for word in second))
+    assert refused.returncode and "no further format" in " ".join((refused.stdout + refused.stderr).split())
 
 
 def test_the_same_copy_again_finds_itself_done(place: Place) -> None:

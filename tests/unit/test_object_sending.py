@@ -103,6 +103,24 @@ def test_again_it_finds_itself_done_and_writes_nothing(store: LoopbackS3, folder
     assert call(store, folder, f"{TO}/").is_done and not writes(store)
 
 
+def test_requests_have_nothing_that_only_amazon_knows(store: LoopbackS3, folder: Path) -> None:
+    """Stores took the checksums that newer clients add for bytes of the file, or refused them (boto3#4398, #4435)."""
+    assert call(store, folder).is_done
+    assert len(store.headers_of_puts) == len(OWN) + 1
+    for headers in store.headers_of_puts:
+        assert "content-md5" in headers and headers["content-length"].isdigit()
+        assert "aws-chunked" not in headers.get("content-encoding", "") and "transfer-encoding" not in headers
+        assert not [
+            name for name in headers if name.startswith(("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer"))
+        ]
+
+
+@pytest.mark.parametrize("size", [0, 1, sending.PART_BYTES + 1, 70 * 2**30, 2**40, 5 * 2**40])
+def test_a_file_of_any_size_has_as_many_parts_as_s3_takes(size: int) -> None:
+    file = sending.LocalFile(Path("x"), "x", size, "")
+    assert 5 * 2**20 <= file.part_bytes <= 2**30 and -(-size // file.part_bytes) <= 10_000
+
+
 def test_a_format_is_copied_alone_as_a_folder_of_its_own(store: LoopbackS3, folder: Path) -> None:
     assert call(store, folder, format=spec_pb2.EXPORT_FORMAT_ONNX).is_done
     assert set(there(store)) == {"model.onnx", "config.json", MANIFEST}
@@ -195,6 +213,16 @@ def test_parts_that_the_store_has_removed_are_sent_again(store: LoopbackS3, fold
     assert not call(store, folder, budget_s=0.0).is_done
     assert store.uploads
     store.uploads.clear()
+    assert call(store, folder).is_done and there(store)["model.safetensors"] == OWN["model.safetensors"]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_that_the_store_does_not_put_together_because_of_others_are_sent_afresh(
+    store: LoopbackS3, folder: Path
+) -> None:
+    store.errors["complete models/mine/model.safetensors"] = [(409, "ConditionalRequestConflict")]
+    assert refusal(call(store, folder)).reason == "OBJECT_STORE_UNREACHABLE"
+    assert not store.uploads
     assert call(store, folder).is_done and there(store)["model.safetensors"] == OWN["model.safetensors"]
 
 

@@ -15,12 +15,13 @@ UNREACHABLE = "OBJECT_STORE_UNREACHABLE"
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MISSING = {"NoSuchBucket", "NoSuchKey", "NotFound", "404"}
 _NO_UPLOAD = "NoSuchUpload"
+_CONFLICT = "ConditionalRequestConflict"
 _NOT_OFFERED = {"NotImplemented", "501"}
 _CHANGED = {"PreconditionFailed", "412"}
 _ELSEWHERE = {"PermanentRedirect", "301", "307", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _LATER = {
     *("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "OperationAborted", "503", "500", "502"),
-    *("504", "429", "TooManyRequests", "Busy", "ServerBusy", "BadDigest", "ConditionalRequestConflict", _NO_UPLOAD),
+    *("504", "429", "TooManyRequests", "Busy", "ServerBusy", "BadDigest", _CONFLICT, _NO_UPLOAD),
 }
 
 
@@ -55,6 +56,11 @@ def is_missing(error: BaseException) -> bool:
 def is_no_upload(error: BaseException) -> bool:
     """Whether an object in parts is not being written: it is complete, or its parts were removed."""
     return code_of(error) == _NO_UPLOAD
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether others wrote or removed the object at the same moment: nothing is said about who was first."""
+    return code_of(error) == _CONFLICT
 
 
 def is_not_offered(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from shardyard_trainer.data.errors import SpecError, shorten
 from shardyard_trainer.remote.download import OutOfTime
-from shardyard_trainer.remote.faults import EXISTS, UNREACHABLE, ObjectTaken
+from shardyard_trainer.remote.faults import EXISTS, UNREACHABLE, ObjectTaken, is_conflict
 from shardyard_trainer.remote.notes import LargeFile, Notes
 from shardyard_trainer.remote.store import CHUNK_BYTES, Object, Store
 
@@ -70,9 +70,8 @@ class Sending:
             return
         if found.size != file.size or not await self._is_same(file, found):
             raise self._exists(file.key)
-        upload = self._notes.large.get(file.key, LargeFile([])).upload
-        if upload:
-            await self._store.abort_parts(self._bucket, file.key, upload)
+        if file.key in self._notes.large:
+            await self._forget(file.key)
         self._notes.sent(file.key, found.etag)
 
     async def send_bytes(self, key: str, data: bytes) -> None:
@@ -141,7 +140,14 @@ class Sending:
             self._notes.save()
         if len(etags) < len(large.md5s):
             raise OutOfTime
-        written = await self._store.put_together(self._bucket, file.key, large.upload, etags)
+        try:
+            written = await self._store.put_together(self._bucket, file.key, large.upload, etags)
+        except OSError as error:
+            if not is_conflict(error):
+                raise
+            # S3 does not put these parts together any more.
+            await self._forget(file.key)
+            raise self._later(file, "others write it at the same time") from None
         is_md5 = written.is_md5 and all(etags[at] == md5 for at, md5 in enumerate(large.md5s, 1))
         if is_md5 and re.fullmatch(r"[0-9a-f]{32}-[0-9]+", written.etag) and written.etag != _etag_of(large.md5s):
             raise self._later(file, "the store has put its parts together otherwise")
@@ -165,10 +171,13 @@ class Sending:
 
     async def abort(self) -> None:
         """Removes the parts of all files that were not put together. Raises errors of the object store."""
-        for key, large in list(self._notes.large.items()):
-            if large.upload:
-                await self._store.abort_parts(self._bucket, key, large.upload)
-            del self._notes.large[key]
+        for key in list(self._notes.large):
+            await self._forget(key)
+
+    async def _forget(self, key: str) -> None:
+        if upload := self._notes.large[key].upload:
+            await self._store.abort_parts(self._bucket, key, upload)
+        del self._notes.large[key]
         self._notes.save()
 
     def _md5s(self, file: LocalFile) -> list[str]:
