@@ -82,7 +82,7 @@ def launch(folder: Path, output: plan_pb2.JobOutput.ValueType = plan_pb2.JOB_OUT
 def launcher(folder: Path, asked: Asked, rules: Remote = RULES, others: Others | None = None) -> CopyLauncher:
     inner: Any = others or Others()
     compute: Any = asked
-    return CopyLauncher(inner, compute, rules, SystemClock(), storage=folder, settle_s=0.01)
+    return CopyLauncher(inner, compute, rules, SystemClock(), storage=folder, settle_s=0.01, pause_s=0.001)
 
 
 async def ended(of: CopyLauncher) -> list[worker_pb2.WorkerEvent]:
@@ -220,12 +220,7 @@ async def test_a_service_that_ends_is_no_failure_of_the_job(tmp_path: Path) -> N
     assert not any(request.abort for request in asked.requests)
 
 
-async def test_processes_that_do_not_answer_are_asked_again_and_not_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import shardyard_coordinator.control.copying as module
-
-    monkeypatch.setattr(module, "_PAUSE_S", 0.001)
+async def test_processes_that_do_not_answer_are_asked_again_and_not_forever(tmp_path: Path) -> None:
     turns: dict[str, int] = {"left": 5}
 
     def answer(_: worker_pb2.CopyRequest) -> worker_pb2.CopyResult:

@@ -16,6 +16,7 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.remote import sending
 from shardyard_trainer.remote.copying import MANIFEST, copy
 
+SMALL = 100_000
 KEYS = {"lake": "aws_access_key_id = id\naws_secret_access_key = key\n"}
 TO = f"s3://{BUCKET}/models/mine"
 FILES = {
@@ -42,12 +43,6 @@ def folder(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return tmp_path / "model"
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "PART_BYTES", 100_000)
-    monkeypatch.setattr(sending, "_MIB", 1000)
 
 
 def call(store: LoopbackS3, folder: Path, to: str = TO, **changes: Any) -> worker_pb2.CopyResult:
@@ -192,62 +187,61 @@ def test_a_store_that_does_not_offer_conditions_is_written_after_a_look(store: L
     assert refusal(call(store, folder)).reason == "OBJECT_EXISTS"
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_a_large_file_goes_in_parts_and_continues_where_it_ended(store: LoopbackS3, folder: Path) -> None:
-    result = call(store, folder, budget_s=0.0)
+    result = call(store, folder, part_bytes=SMALL, budget_s=0.0)
     calls = 1
     while not result.is_done:
         assert not result.violations and MANIFEST not in there(store)
-        result = call(store, folder, budget_s=0.0)
+        result = call(store, folder, part_bytes=SMALL, budget_s=0.0)
         calls += 1
     assert calls >= 2 and there(store)["model.safetensors"] == OWN["model.safetensors"]
     parts = [each for each in writes(store) if each.startswith("part")]
     assert len(parts) == len(set(parts)) == 6 and not store.uploads
     assert store.objects["models/mine/model.safetensors"].tag.endswith("-6")
     store.requests.clear()
-    assert call(store, folder).is_done and not writes(store)
+    assert call(store, folder, part_bytes=SMALL).is_done and not writes(store)
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_parts_that_the_store_has_removed_are_sent_again(store: LoopbackS3, folder: Path) -> None:
-    assert not call(store, folder, budget_s=0.0).is_done
+    assert not call(store, folder, part_bytes=SMALL, budget_s=0.0).is_done
     assert store.uploads
     store.uploads.clear()
-    assert call(store, folder).is_done and there(store)["model.safetensors"] == OWN["model.safetensors"]
+    assert (
+        call(store, folder, part_bytes=SMALL).is_done and there(store)["model.safetensors"] == OWN["model.safetensors"]
+    )
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_parts_that_the_store_does_not_put_together_because_of_others_are_sent_afresh(
     store: LoopbackS3, folder: Path
 ) -> None:
     store.errors["complete models/mine/model.safetensors"] = [(409, "ConditionalRequestConflict")]
-    assert refusal(call(store, folder)).reason == "OBJECT_STORE_UNREACHABLE"
+    assert refusal(call(store, folder, part_bytes=SMALL)).reason == "OBJECT_STORE_UNREACHABLE"
     assert not store.uploads
-    assert call(store, folder).is_done and there(store)["model.safetensors"] == OWN["model.safetensors"]
+    assert (
+        call(store, folder, part_bytes=SMALL).is_done and there(store)["model.safetensors"] == OWN["model.safetensors"]
+    )
 
 
-@pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("refuses", [True, False])
 def test_parts_do_not_stay_after_a_refusal_nor_after_an_end(store: LoopbackS3, folder: Path, refuses: bool) -> None:
-    assert not call(store, folder, budget_s=0.0).is_done
+    assert not call(store, folder, part_bytes=SMALL, budget_s=0.0).is_done
     assert store.uploads
     if refuses:
         store.put("models/mine/others.txt", b"")
-        assert refusal(call(store, folder)).reason == "OBJECT_EXISTS"
+        assert refusal(call(store, folder, part_bytes=SMALL)).reason == "OBJECT_EXISTS"
     else:
-        assert not call(store, folder, abort=True).violations
+        assert not call(store, folder, part_bytes=SMALL, abort=True).violations
     assert not store.uploads
     assert not any(json.loads(path.read_text())["large"] for path in (folder.parent / "notes").glob("*.json"))
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_a_store_that_fails_for_a_while_keeps_what_was_sent(store: LoopbackS3, folder: Path) -> None:
-    store.errors["complete models/mine/model.safetensors"] = [(503, "SlowDown")] * 100
-    violation = refusal(call(store, folder))
-    assert violation.reason == "OBJECT_STORE_UNREACHABLE" and "SlowDown" in violation.message
+    store.errors["complete models/mine/model.safetensors"] = [(500, "InternalError")] * 100
+    violation = refusal(call(store, folder, part_bytes=SMALL))
+    assert violation.reason == "OBJECT_STORE_UNREACHABLE" and "InternalError" in violation.message
     store.errors.clear()
     store.requests.clear()
-    assert call(store, folder).is_done
+    assert call(store, folder, part_bytes=SMALL).is_done
     assert not [each for each in writes(store) if each.startswith("part")]
 
 
@@ -283,14 +277,10 @@ def test_a_store_that_says_other_bytes_than_were_sent_is_not_believed(store: Loo
     assert call(store, folder).is_done
 
 
-@pytest.mark.parametrize("large", [True, False])
-def test_a_file_that_is_not_what_was_registered_is_never_sent(
-    store: LoopbackS3, folder: Path, large: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if large:
-        monkeypatch.setattr(sending, "PART_BYTES", 100_000)
+@pytest.mark.parametrize("part_bytes", [0, 100_000])
+def test_a_file_that_is_not_what_was_registered_is_never_sent(store: LoopbackS3, folder: Path, part_bytes: int) -> None:
     (folder / "model.safetensors").write_bytes(OWN["model.safetensors"][:-1] + b"!")
-    violation = refusal(call(store, folder))
+    violation = refusal(call(store, folder, part_bytes=part_bytes))
     assert violation.reason == "MODEL_CHANGED" and "model.safetensors" in violation.message
     assert "model.safetensors" not in there(store) and "config.json" not in there(store)
 

@@ -41,7 +41,6 @@ FIELD = "spec.model_copy.uri"
 
 _BUDGET_S = 10.0
 _MOST_S = 6 * 3600.0
-_PAUSE_S = 1.0
 _MOST_PAUSES = 60
 # A large file is read once before it is sent: slowly, on a busy disk.
 _CPU_S = 60.0
@@ -58,7 +57,7 @@ def copies_model(job: JobRecord) -> bool:
 
 
 class _Failed(Exception):
-    """The copy cannot go on."""
+    """The copy cannot continue."""
 
     def __init__(self, cause: Cause, message: str, metadata: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -82,7 +81,15 @@ class CopyLauncher:
     """A Launcher that copies models itself, and gives all other attempts to `inner`."""
 
     def __init__(
-        self, inner: Launcher, compute: Compute, remote: Remote, clock: Clock, *, storage: Path, settle_s: float = 0.5
+        self,
+        inner: Launcher,
+        compute: Compute,
+        remote: Remote,
+        clock: Clock,
+        *,
+        storage: Path,
+        settle_s: float = 0.5,
+        pause_s: float = 1.0,
     ) -> None:
         self.name = inner.name
         self._inner = inner
@@ -91,6 +98,7 @@ class CopyLauncher:
         self._clock = clock
         self._notes = storage / "objects" / "sent"
         self._settle_s = settle_s
+        self._pause_s = pause_s
         self._copies: dict[AttemptKey, _Copy] = {}
         self._dead: set[AttemptKey] = set()
         # The processes that reach the network are few, and other callers wait for them too.
@@ -217,7 +225,7 @@ class CopyLauncher:
             if pauses:
                 if (directive := await self._report(copy)).action:
                     return directive
-                await asyncio.sleep(_PAUSE_S)
+                await asyncio.sleep(self._pause_s)
         text = f"copying took more than {_MOST_S / 3600:g} hours; submit it again to continue from there"
         raise _Failed(Cause.MAX_RUN_TIME, text)
 

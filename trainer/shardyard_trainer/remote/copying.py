@@ -22,7 +22,7 @@ from shardyard_trainer.remote.faults import EXISTS, UNREACHABLE, ObjectChanged, 
 from shardyard_trainer.remote.listing import check_names
 from shardyard_trainer.remote.notes import Notes, open_notes
 from shardyard_trainer.remote.secrets import Keys, keys_of
-from shardyard_trainer.remote.sending import LocalFile, Sending, all_of
+from shardyard_trainer.remote.sending import PART_BYTES, LocalFile, Sending, all_of
 from shardyard_trainer.remote.store import Object, Store, session
 
 MANIFEST = "shardyard-manifest.json"
@@ -32,7 +32,7 @@ MOST_BYTES = 2**40
 _FILES_AT_ONCE = 2
 _MOST_KEY_BYTES = 1024
 _MOST_PARENTS = 32
-# Without it a folder is no model to anybody who reads it.
+# Without it nobody takes a folder for a model.
 _LAST = "config.json"
 
 
@@ -116,8 +116,8 @@ class _Copy:
         self._until_s = time.monotonic() + call.budget_s
         self._chosen = choose(call.files, call.format, self._uri, field=call.field.rpartition(".")[0])
         self._files = {
-            key_of(self._uri, name): LocalFile(
-                Path(call.folder) / each.path, key_of(self._uri, name), each.size_bytes, each.sha256
+            (key := key_of(self._uri, name)): LocalFile(
+                Path(call.folder) / each.path, key, each.size_bytes, each.sha256, call.part_bytes or PART_BYTES
             )
             for name, each in self._chosen.files.items()
         }

@@ -1,6 +1,6 @@
 """What was sent of a copy to an object store, in a file beside the copies from there: the next call continues from it.
 
-A note is written before the store is told, so that parts which a crash leaves there are found again.
+An upload is noted before its first part is sent, so that parts which a crash leaves there are found again.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from shardyard_trainer.remote.store import CHUNK_BYTES, Object, Store
 
 PART_BYTES = 16 * 2**20
 
-_MIB = 2**20
 # S3 takes 10,000 parts.
 _MOST_PARTS = 9_000
 _PARTS_AT_ONCE = 4
@@ -33,11 +32,12 @@ class LocalFile(NamedTuple):
     key: str
     size: int
     sha256: str
+    least_part_bytes: int = PART_BYTES
 
     @property
     def part_bytes(self) -> int:
         """Bytes of each of its parts but the last."""
-        return max(PART_BYTES, -(-self.size // _MOST_PARTS // _MIB) * _MIB)
+        return max(self.least_part_bytes, -(-self.size // _MOST_PARTS))
 
 
 class Sending:
@@ -53,7 +53,7 @@ class Sending:
     async def send(self, file: LocalFile) -> None:
         """Raises OutOfTime; SpecError OBJECT_EXISTS, MODEL_CHANGED; errors of the object store and of this disk."""
         try:
-            if file.size <= PART_BYTES:
+            if file.size <= file.least_part_bytes:
                 await self._send_whole(file)
             else:
                 await self._send_parts(file)

@@ -634,6 +634,7 @@ class CopyRequest(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     BUDGET_S_FIELD_NUMBER: _builtins.int
     ABORT_FIELD_NUMBER: _builtins.int
+    PART_BYTES_FIELD_NUMBER: _builtins.int
     field: _builtins.str
     """Path of the URI's field from the Job on."""
     uri: _builtins.str
@@ -656,6 +657,8 @@ class CopyRequest(_message.Message):
     """As in FetchRequest."""
     abort: _builtins.bool
     """Instead of copying, remove the parts of files that were sent and not put together."""
+    part_bytes: _builtins.int
+    """Bytes of the parts of a large file, as far as they are few enough; 0: 16 MiB."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_transfer_pb2.StoredFile]:
         """All files of the model, as they were uploaded or exported."""
@@ -680,10 +683,11 @@ class CopyRequest(_message.Message):
         secret: _builtins.str = ...,
         budget_s: _builtins.float = ...,
         abort: _builtins.bool = ...,
+        part_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "budget_s", b"budget_s", "claim", b"claim", "endpoint", b"endpoint", "field", b"field", "files", b"files", "folder", b"folder", "format", b"format", "model", b"model", "notes_dir", b"notes_dir", "region", b"region", "secret", b"secret", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "budget_s", b"budget_s", "claim", b"claim", "endpoint", b"endpoint", "field", b"field", "files", b"files", "folder", b"folder", "format", b"format", "model", b"model", "notes_dir", b"notes_dir", "part_bytes", b"part_bytes", "region", b"region", "secret", b"secret", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
