@@ -58,7 +58,7 @@ def reach_of(
     file = None if token else _env("SHARDYARD_TOKEN_FILE")
     reach = Reach(
         address=found,
-        project=own.project or "default" if project is None else project,
+        project=(_env("SHARDYARD_PROJECT") or own.project or "default") if project is None else project,
         token=token,
         token_file=Path(file) if file else None,
         ca=_text(ca) or own.ca or _env("SHARDYARD_CA"),

@@ -232,27 +232,43 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     reason, metadata, violations, retry_after = _details(error.trailing_metadata() or ())
     if kind is Unavailable and not reason and address:
         metadata["transport"] = message
-        lower = message.lower()
-        if any(sign in lower for sign in _UNTRUSTED):
-            message = (
-                f"the certificate of {address} is for another name, or not one that the authority of --ca vouches for; "
-                "give the authority's file, and the name in the certificate"
-            )
-        elif "wrong_version_number" in lower:
-            message = f"what listens at {address} does not speak TLS; leave --ca out if that is meant"
-        elif "ssl" in lower or "tls" in lower or "handshake" in lower:
-            message = f"no TLS connection to {address}: {message}; does the service want a client certificate?"
-        elif "settings frame" in lower:  # The port is open, but no gRPC server answers.
-            metadata["hangs"] = "true"
-            message = (
-                f"what listens at {address} does not answer; if that is the service, see its log, or end it "
-                "(`kill -9` its process) and start it again: what it has accepted is not lost"
-            )
-        elif "connect" in lower:
-            message = f"no service answers at {address}; start one with `shardyard serve --address {address}`"
-        else:
-            message = f"the connection to {address} broke: {message}"
+        if "settings frame" in message.lower() and "http1" not in message.lower():
+            metadata["hangs"] = "true"  # The port is open, but no gRPC server answers.
+        message = _transport_words(message, address)
+    elif kind is DeadlineExceeded and not reason and address:
+        message = f"{address} did not answer in time; it may be busy: try again ({message})"
     return kind(message, reason=reason, metadata=metadata, violations=violations, retry_after=retry_after)
+
+
+def _transport_words(message: str, address: str) -> str:
+    """What to do about a connection that failed, from what gRPC says of it."""
+    lower = message.lower()
+    if any(sign in lower for sign in _UNTRUSTED):
+        return (
+            f"the certificate of {address} is for another name, or not one that the authority of --ca vouches for; "
+            "give the authority's file (SHARDYARD_CA), and the name in the certificate"
+        )
+    if "wrong_version_number" in lower:
+        return f"what listens at {address} does not speak TLS; leave --ca (SHARDYARD_CA) out if that is meant"
+    if "alpn" in lower or "http1" in lower:
+        return f"what listens at {address} does not speak gRPC; give the address of `--listen`, not that of `--http`"
+    if "ssl" in lower or "tls" in lower or "handshake" in lower:
+        return f"no TLS connection to {address}: {message}; does the service want a client certificate?"
+    if "settings frame" in lower:
+        return (
+            f"what listens at {address} does not answer; if that is the service, see its log, or end it "
+            "(`kill -9` its process) and start it again: what it has accepted is not lost"
+        )
+    if "errors resolving" in lower:
+        return f"the name of {address} is not known on this machine; check its spelling: {message}"
+    if "last error" in lower and "socket closed" in lower:
+        return (
+            f"what listens at {address} closes the connection; if the service has TLS, give its authority's file with "
+            "--ca (SHARDYARD_CA), else look whether it has ended"
+        )
+    if "connect" in lower:
+        return f"no service answers at {address}; start one with `shardyard serve --address {address}`"
+    return f"the connection to {address} broke: {message}"
 
 
 def invalid(field: str, message: str, *, reason: str = "SPEC_INVALID") -> InvalidArgument:

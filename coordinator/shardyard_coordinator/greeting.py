@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Final, TextIO
 
 from shardyard_coordinator.serve.first_admin import FILE
 from shardyard_coordinator.settings import Settings, is_loopback
+
+DEFAULT_ADDRESS: Final = "127.0.0.1:7400"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ def greet(settings: Settings, said: Said, *, output: TextIO, errors: TextIO) -> 
     """Prints the warnings, and where the service answers."""
     for warning in warnings_of(settings):
         print(warning, file=errors, flush=True)
-    where = "" if said.address == "127.0.0.1:7400" else f"SHARDYARD_ADDRESS={said.address} "
+    named = _named(said.address)
+    where = "" if named == DEFAULT_ADDRESS else f"SHARDYARD_ADDRESS={named} "
+    where += "SHARDYARD_CA=CA.pem " if settings.tls else ""
     lines = [f"Shardyard serves on {said.address}; next: {where}shardyard submit FILE.yaml", said.first_token]
     if said.metrics:
         if not is_loopback(settings.admin_host):
@@ -33,6 +37,19 @@ def greet(settings: Settings, said: Said, *, output: TextIO, errors: TextIO) -> 
         scheme = "https" if settings.tls else "http"
         lines.append(f"JSON over HTTP on {scheme}://{said.http}; its calls are described at /openapi.json")
     print("\n".join(filter(None, lines)), file=output, flush=True)
+
+
+def login_of(settings: Settings, address: str) -> str:
+    """The command that saves the service, with a token from the standard input; `CA.pem`: the authority of its TLS."""
+    named = _named(address)
+    where = "" if named == DEFAULT_ADDRESS else f" --address {named}"
+    return f"shardyard login{where}" + (" --ca CA.pem" if settings.tls else "")
+
+
+def _named(address: str) -> str:
+    """The address as clients write it: `HOST` is for any of this machine's names."""
+    host, _, port = address.rpartition(":")
+    return f"HOST:{port}" if host in ("0.0.0.0", "[::]") else address
 
 
 def greet_standby(settings: Settings, output: TextIO) -> None:

@@ -26,7 +26,7 @@ from shardyard_coordinator.control.recovery import recover
 from shardyard_coordinator.control.settings import ControlSettings
 from shardyard_coordinator.control.storage_claim import claim_storage
 from shardyard_coordinator.files import FULL, in_words, look_at_files
-from shardyard_coordinator.greeting import Said, greet, greet_standby, warnings_of
+from shardyard_coordinator.greeting import Said, greet, greet_standby, login_of, warnings_of
 from shardyard_coordinator.launch.allowed import is_offline
 from shardyard_coordinator.launch.protocols import Compute, Launcher
 from shardyard_coordinator.launching import launcher_and_compute
@@ -212,10 +212,8 @@ class Coordinator:
             store = await self._unless_stopped(open_store(place, clock, trace, lock=lock, standby=settings.standby))
             stack.push_async_callback(store.close)
             await claim_storage(settings.storage, store)
-            first_token = ""
             if settings.authentication.is_required:
                 await ensure_admin(store, settings.state_dir.absolute(), clock)
-                first_token = await words_of_token(store, settings.state_dir.absolute(), clock)
             control = ControlSettings(
                 storage=settings.storage,
                 store_id=store.store_id,
@@ -235,6 +233,10 @@ class Coordinator:
             await recover(store, collector, trace)
             loop.start()
             app.health.set_serving(True)
+            first_token = ""
+            if settings.authentication.is_required:
+                login = login_of(settings, address)
+                first_token = await words_of_token(store, settings.state_dir.absolute(), clock, login)
             said = Said(address, await self._answer_http(http, door, stack), monitor.address, first_token)
             record = settings.state_dir / "coordinator.json"
             running = _Running(store, launcher, collector, loop, app, monitor, said)

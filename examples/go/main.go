@@ -3,8 +3,8 @@
 //	buf generate ../.. --template buf.gen.yaml && go mod tidy && go build
 //	./finetune MODEL reviews.csv 'a good film'
 //
-// MODEL is `projects/…/models/…`, or the path of a model folder on the server. The service is found by
-// SHARDYARD_ADDRESS (host:port) and, if it is protected, SHARDYARD_CA (a file) and SHARDYARD_TOKEN.
+// MODEL is `projects/…/models/…`, or the path of a model folder on the server. SHARDYARD_ADDRESS, SHARDYARD_CA,
+// SHARDYARD_TOKEN and SHARDYARD_PROJECT say which service, and who calls (reach.go).
 package main
 
 import (
@@ -16,19 +16,15 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	pb "example.org/finetune/gen/shardyard/v1"
 )
 
-const parent = "projects/default"
-
 func main() {
 	if err := run(context.Background(), os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+		fmt.Fprintln(os.Stderr, explained(err))
 		os.Exit(1)
 	}
 }
@@ -47,12 +43,9 @@ func run(ctx context.Context, arguments []string) error {
 		return err
 	}
 	jobs := pb.NewJobServiceClient(conn)
-	job, err := jobs.CreateJob(ctx, &pb.CreateJobRequest{
-		Parent:    parent,
-		RequestId: newID(), // Sent again with the same id, the job is accepted once.
-		Job:       &pb.Job{Spec: specOf(arguments[0], dataset)},
-	})
-	if err != nil {
+	var job *pb.Job
+	request := &pb.CreateJobRequest{Parent: parent, RequestId: newID(), Job: &pb.Job{Spec: specOf(arguments[0], dataset)}}
+	if err = patiently(func() error { job, err = jobs.CreateJob(ctx, request); return err }); err != nil {
 		return err
 	}
 	fmt.Println("submitted", job.Name)
@@ -68,34 +61,6 @@ func run(ctx context.Context, arguments []string) error {
 	}
 	return predict(ctx, pb.NewModelServiceClient(conn), job.Model, arguments[2:])
 }
-
-func connect() (*grpc.ClientConn, error) {
-	address := os.Getenv("SHARDYARD_ADDRESS")
-	if address == "" {
-		address = "127.0.0.1:7400"
-	}
-	options := []grpc.DialOption{grpc.WithInsecure()}
-	if ca := os.Getenv("SHARDYARD_CA"); ca != "" {
-		tls, err := credentials.NewClientTLSFromFile(ca, "")
-		if err != nil {
-			return nil, err
-		}
-		options = []grpc.DialOption{grpc.WithTransportCredentials(tls)}
-		if token := os.Getenv("SHARDYARD_TOKEN"); token != "" {
-			options = append(options, grpc.WithPerRPCCredentials(bearer(token)))
-		}
-	}
-	return grpc.Dial(address, options...)
-}
-
-// bearer is a token that is sent with every call, and never without TLS.
-type bearer string
-
-func (token bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + string(token)}, nil
-}
-
-func (bearer) RequireTransportSecurity() bool { return true }
 
 func specOf(model, dataset string) *pb.JobSpec {
 	source := &pb.ModelSource{Source: &pb.ModelSource_Uri{Uri: model}}

@@ -3,33 +3,27 @@
 //   npm install && npm run generate
 //   node finetune.js MODEL reviews.csv 'a good film'
 //
-// MODEL is `projects/…/models/…`, or the path of a model folder on the server. The service is found by
-// SHARDYARD_ADDRESS (host:port) and, if it is protected, SHARDYARD_CA (a file) and SHARDYARD_TOKEN.
+// MODEL is `projects/…/models/…`, or the path of a model folder on the server. SHARDYARD_ADDRESS, SHARDYARD_CA,
+// SHARDYARD_TOKEN and SHARDYARD_PROJECT say which service, and who calls (reach.js).
 
 import { randomUUID } from "node:crypto";
-import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
-import { createGrpcTransport } from "@connectrpc/connect-node";
 
 import { DatasetService } from "./gen/shardyard/v1/dataset_service_pb.js";
 import { JobService } from "./gen/shardyard/v1/job_service_pb.js";
 import { State } from "./gen/shardyard/v1/job_pb.js";
 import { ModelService } from "./gen/shardyard/v1/model_service_pb.js";
+import { PARENT, connect, explained, patiently } from "./reach.js";
 import { upload } from "./upload.js";
-
-const PARENT = "projects/default";
 
 async function main([model, file, ...texts]) {
   if (!model || !file) throw new Error("give a model, a CSV file with the columns text and label, and texts");
-  const transport = await connect(process.env);
+  const transport = await connect();
   const dataset = await upload(createClient(DatasetService, transport), PARENT, file);
   const jobs = createClient(JobService, transport);
-  const job = await jobs.createJob({
-    parent: PARENT,
-    requestId: randomUUID(), // Sent again with the same id, the job is accepted once.
-    job: { spec: specOf(model, dataset.name) },
-  });
+  const request = { parent: PARENT, requestId: randomUUID(), job: { spec: specOf(model, dataset.name) } };
+  const job = await patiently(() => jobs.createJob(request));
   console.log(`submitted ${job.name}`);
   let state = job.state;
   for await (const event of watch(jobs, job.name)) {
@@ -43,18 +37,6 @@ async function main([model, file, ...texts]) {
   predictions.forEach((each, at) => {
     const { label, scores } = each.output.value;
     console.log(`${label} ${Math.max(...scores.map((one) => one.score)).toFixed(3)} ${texts[at]}`);
-  });
-}
-
-async function connect({ SHARDYARD_ADDRESS: address = "127.0.0.1:7400", SHARDYARD_CA: ca, SHARDYARD_TOKEN: token }) {
-  const authorise = (next) => (request) => {
-    request.header.set("authorization", `Bearer ${token}`);
-    return next(request);
-  };
-  return createGrpcTransport({
-    baseUrl: `${ca ? "https" : "http"}://${address}`,
-    interceptors: token ? [authorise] : [],
-    nodeOptions: ca ? { ca: await readFile(ca) } : {},
   });
 }
 
@@ -101,6 +83,6 @@ function metrics(evaluation) {
 }
 
 await main(process.argv.slice(2)).catch((error) => {
-  console.error(String(error.message));
+  console.error(explained(error));
   process.exitCode = 1;
 });

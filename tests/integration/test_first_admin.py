@@ -18,6 +18,7 @@ from shardyard_coordinator.serve.first_admin import FILE, ensure_admin, words_of
 from shardyard_coordinator.store import tables
 
 ON_BOTH_STORES = True
+LOGIN = "shardyard login --address train.example.org:7400 --ca CA.pem"
 
 
 async def test_who_takes_the_store_over_makes_no_second_token_and_knows_where_the_first_is(tmp_path: Path) -> None:
@@ -27,16 +28,16 @@ async def test_who_takes_the_store_over_makes_no_second_token_and_knows_where_th
         folder.mkdir()
     async with opened(place) as store:
         assert await ensure_admin(store, first, clock) == first / FILE
-        assert await words_of_token(store, first, clock) == (
-            f"the token of the first admin is in {first / FILE}; next: shardyard login < {FILE}"
+        assert await words_of_token(store, first, clock, LOGIN) == (
+            f"the token of the first admin is in {first / FILE}; next: {LOGIN} < {first / FILE}"
         )
     async with opened(place) as store:
         assert await ensure_admin(store, second, clock) is None and not (second / FILE).exists()
         there = f"the token of the first admin was written to {first / FILE} on {socket.gethostname()}"
-        assert await words_of_token(store, second, clock) == there
+        assert await words_of_token(store, second, clock, LOGIN) == there
         assert len(await store.read(lambda conn: conn.execute(select(tables.token)).all())) == 1
         (second / FILE).write_text(f"sy_{'a' * 12}_{'b' * 43}\n")  # Of a start that did not come to its commit.
-        said = await words_of_token(store, second, clock)
+        said = await words_of_token(store, second, clock, LOGIN)
         assert said.startswith(there) and str(second / FILE) in said and "remove it" in said
         secret = (first / FILE).read_text().strip().split("_", 2)[2]
         assert secret not in said

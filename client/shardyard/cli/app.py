@@ -128,6 +128,8 @@ def make_app() -> typer.Typer:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
+    if arguments[:1] != ["serve"]:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # Else gRPC prints each failed handshake before our error.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A terminal without Unicode shows `?` instead of failing.
             stream.reconfigure(errors="replace")

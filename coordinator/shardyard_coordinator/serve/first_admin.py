@@ -40,10 +40,10 @@ async def ensure_admin(store: Store, folder: Path, clock: Clock) -> Path | None:
     return path
 
 
-async def words_of_token(store: Store, folder: Path, clock: Clock) -> str:
+async def words_of_token(store: Store, folder: Path, clock: Clock, login: str) -> str:
     """Where the newest token of a first admin was written, which may be another machine; empty: none is valid.
 
-    The store keeps the place, so that every service that leads it later can say it.
+    `login` is the command that takes it. The store keeps the place, so that every service that leads it later says it.
     """
     now_us = clock.now_us()
     tokens = await store.read(lambda conn: access.list_tokens(conn, principal=PRINCIPAL, live_at_us=now_us))
@@ -52,7 +52,7 @@ async def words_of_token(store: Store, folder: Path, clock: Clock) -> str:
         return ""
     path = folder / FILE
     if path.is_file() and path.read_text(errors="replace").startswith(f"{PREFIX}{first.id}_"):
-        return f"the token of the {_FIRST} is in {path}; next: shardyard login < {FILE}"
+        return f"the token of the {_FIRST} is in {path}; next: {login} < {path}"
     stale = f"; the one in {path} is of a start that failed, remove it" if path.is_file() else ""
     return f"the token of the {_FIRST} was {first.display_name.removeprefix(f'{_FIRST}, ')}{stale}"
 

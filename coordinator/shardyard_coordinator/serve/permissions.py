@@ -169,7 +169,10 @@ def denial(rights: Rights, caller: Caller, path: str, project: str | None) -> Re
 
 def no_right(project: str) -> Refused:
     """The error for a project that is another one's, or is not there."""
-    text = f"no right to projects/{project}, whether it exists or not; ask its owner, or use projects/default"
+    text = (
+        f"no right to projects/{project}, or it does not exist; use a project of yours (`shardyard whoami`), or ask an "
+        "admin: `shardyard grant` gives a role, `shardyard serve --project` adds a project"
+    )
     return Refused(Reason.ACCESS_DENIED, text)
 
 
