@@ -93,9 +93,9 @@ NAMES = [
     "MaskedItem",
     "MaskedLm",
     "Model",
+    "ModelCopy",
     "ModelEvaluation",
     "ModelExport",
-    "ModelCopy",
     "ModelRecommendation",
     "NotFound",
     "Optimization",
@@ -208,6 +208,7 @@ MIRRORED: dict[type, type[Message]] = {
     shardyard.FeatureExtraction: spec_pb2.FeatureExtraction,
     shardyard.ModelEvaluation: spec_pb2.ModelEvaluation,
     shardyard.ModelExport: spec_pb2.FormatExport,
+    shardyard.ModelCopy: spec_pb2.ModelCopy,
     shardyard.SpanCorruption: spec_pb2.SpanCorruption,
     shardyard.Summarization: spec_pb2.Summarization,
     shardyard.Translation: spec_pb2.Translation,
@@ -252,8 +253,8 @@ def test_every_task_of_the_contract_has_a_class_and_a_flag() -> None:
     assert ("pretraining", "masked_lm") in wanted and ("feature_extraction",) in wanted
     assert sorted(flags.TASKS) == sorted(path[-1].replace("_", "-") for path in wanted)
     for kind in get_args(Task):
-        has_data = any(field.name == "data" for field in dataclasses.fields(kind))
-        made = kind("server:/d") if has_data else kind()
+        needed = {"data": "server:/d", "uri": "s3://lake/models"}
+        made = kind(*(needed[field.name] for field in dataclasses.fields(kind) if field.name in needed))
         spec = draft_job({"job": {"spec": shardyard.JobSpec(made).to_dict()}}, base=ROOT, project="p").job.spec
         (path,) = [path for path in wanted if path[-1].replace("_", "").casefold() == kind.__name__.casefold()]
         for name in path:

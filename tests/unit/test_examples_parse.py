@@ -77,7 +77,7 @@ def test_an_example_spec_is_read_whole(path: Path, tmp_path: Path) -> None:
     draft = read_spec_file(tmp_path / path.name).draft(project="default")
     assert draft.job_id == path.stem
     assert draft.job.spec.WhichOneof("task") == TASKS[path.stem]
-    assert draft.uploads, "an example names data that is sent"
+    assert draft.uploads or path.stem == "copy", "an example names data that is sent"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

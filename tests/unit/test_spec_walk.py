@@ -58,7 +58,7 @@ def test_no_place_of_the_contract_is_left_out_of_the_walk(place: tuple[str, ...]
         owner = getattr(owner, name)
     setattr(owner, place[-1], "here")
     found = walk(spec)
-    assert found.uris + found.names == [(".".join(("job.spec", *place)), "here")]
+    assert found.uris + found.names + found.targets == [(".".join(("job.spec", *place)), "here")]
 
 
 @pytest.mark.parametrize("task", tasks())
