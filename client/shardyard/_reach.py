@@ -139,6 +139,9 @@ def pem_files(reach: Reach) -> tuple[bytes | None, bytes | None, bytes | None]:
             roots = _bytes(paths.cafile)
     elif reach.ca is not None:
         roots = _bytes(reach.ca)
+        if b"-----BEGIN " not in roots or b"CERTIFICATE-----" not in roots:
+            text = f"the file {reach.ca} has no certificate in PEM; give that of the service's authority, or `system`"
+            raise FailedPrecondition(text, reason="LOCAL_FILE")
     return roots, _bytes(reach.key) if reach.key else None, _bytes(reach.cert) if reach.cert else None
 
 

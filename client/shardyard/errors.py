@@ -202,7 +202,8 @@ class JobCancelled(JobError):
 
 
 # What TLS says of a certificate that the authority does not vouch for, or that is for another name.
-_UNTRUSTED = ("certificate_verify_failed", "certificate signature failure", "hostname verification")
+_WRONG_NAME = "call host does not match ssl server name"
+_UNTRUSTED = ("certificate_verify_failed", "certificate signature failure", "hostname verification", _WRONG_NAME)
 _BY_CODE: dict[str, type[RequestError]] = {
     kind.code: kind
     for kind in (
@@ -230,6 +231,8 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
     kind = _BY_CODE.get(error.code().name, RequestError)
     message = error.details() or error.code().name
     reason, metadata, violations, retry_after = _details(error.trailing_metadata() or ())
+    if _WRONG_NAME in message.lower():
+        kind = Unavailable  # For gRPC it is UNAUTHENTICATED, as if the token were wrong.
     if kind is Unavailable and not reason and address:
         metadata["transport"] = message
         if "settings frame" in message.lower() and "http1" not in message.lower():
@@ -243,6 +246,8 @@ def from_rpc(error: Any, *, address: str = "") -> RequestError:
 def _transport_words(message: str, address: str) -> str:
     """What to do about a connection that failed, from what gRPC says of it."""
     lower = message.lower()
+    if "certificate has expired" in lower or "certificate is not yet valid" in lower:
+        return f"the certificate of {address} has expired, or a clock is wrong; the operator has to renew it"
     if any(sign in lower for sign in _UNTRUSTED):
         return (
             f"the certificate of {address} is for another name, or not one that the authority of --ca vouches for; "

@@ -138,6 +138,12 @@ async def test_each_door_says_that_a_service_may_have_tls(place: Protected, door
     assert "if the service has TLS" in refusal.text and refusal.exit_code
 
 
+@pytest.mark.parametrize("door", ["command", "client", "node"], indirect=True)
+async def test_the_port_of_http_is_said_to_be_that(place: Protected, door: Door) -> None:
+    refusal = await refused(door, Visit(place, "at-http", variables=(("SHARDYARD_ADDRESS", place.web.address),)))
+    assert "does not speak gRPC" in refusal.text and refusal.exit_code
+
+
 async def refused(door: Door, visit: Visit) -> Refusal:
     """How a door ends that cannot do it: with words, no stack, and without the token."""
     try:

@@ -154,7 +154,7 @@ def test_a_profile_is_used_for_its_own_server_only(tmp_path: Path, monkeypatch: 
 
     config = tmp_path / "config.toml"
     monkeypatch.setenv("SHARDYARD_CONFIG", str(config))
-    for name in ("SHARDYARD_ADDRESS", "SHARDYARD_TOKEN", "SHARDYARD_PROFILE", "SHARDYARD_CA"):
+    for name in ("SHARDYARD_ADDRESS", "SHARDYARD_TOKEN", "SHARDYARD_PROFILE", "SHARDYARD_CA", "SHARDYARD_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     assert (reach().address, reach().token) == ("127.0.0.1:7400", None)
     config.write_text(
@@ -163,6 +163,9 @@ def test_a_profile_is_used_for_its_own_server_only(tmp_path: Path, monkeypatch: 
     )
     config.chmod(0o600)
     assert (reach().address, reach().token, reach().project) == ("lab:7400", "lab-token", "nlp")
+    with monkeypatch.context() as patch:
+        patch.setenv("SHARDYARD_PROJECT", "vision")
+        assert reach().project == "vision"
     assert reach("127.0.0.1:7400").token is None
     assert reach(profile="prod").token == "prod-token"
     monkeypatch.setenv("SHARDYARD_TOKEN", "mine")
@@ -321,6 +324,20 @@ async def test_the_sdk_sends_a_token_by_tls_only_and_says_what_is_wrong(operated
         os.utime(file, ns=(1, 1))
         with pytest.raises(shardyard.Unauthenticated):
             await client.access.identity()
+
+
+async def test_a_certificate_that_no_client_can_accept_is_said_for_what_it_is(operated: Operated) -> None:
+    authority, ca = Authority("renewed"), operated.folder / "renewed.pem"
+    ca.write_bytes(authority.pem)
+    elsewhere = authority.sign(x509.DNSName("train.example.org"))
+    pairs = ((authority.sign(*HERE, days=-0.5), "has expired"), (authority.sign(), "name"), (elsewhere, "another name"))
+    for pair, said in pairs:
+        pair.write(operated.folder, "server")
+        async with shardyard.AsyncClient(operated.address, operated.admin, ca=ca, reconnect_for=0) as client:
+            with pytest.raises(shardyard.Unavailable, match=said):
+                await client.access.identity()
+    with pytest.raises(shardyard.FailedPrecondition, match="no certificate in PEM"):
+        shardyard.AsyncClient(operated.address, operated.admin, ca=operated.folder / "server.key")
 
 
 def test_a_service_on_tls_is_started_stopped_and_started_again(tmp_path: Path) -> None:
