@@ -97,11 +97,11 @@ lines='
 call() { # METHOD: a request from the standard input, its answer to the standard output.
   local said request tries
   request=$(cat)
-  for tries in {1..20}; do # While the service is busy it asks for another try.
+  for tries in {1..20}; do # While the service is busy; the requestId stays the same.
     ((tries == 1)) || sleep 3
     said=$(ask -H 'content-type: application/json' --data-binary @- --write-out '\n%{http_code}' \
       "$url/shardyard.v1.$1" <<<"$request") || fail "$(unreached $?)"
-    [[ ${said##*$'\n'} =~ ^(429|503)$ ]] || break
+    [[ ${said##*$'\n'} =~ ^(429|503|504)$ ]] || break
   done
   [[ ${said##*$'\n'} == 200 ]] || fail "$(jq -r '"\(.code): \(.message)"' <<<"${said%$'\n'*}")"
   printf '%s\n' "${said%$'\n'*}"

@@ -80,12 +80,14 @@ func (caller bearer) GetRequestMetadata(context.Context, ...string) (map[string]
 // RequireTransportSecurity asks gRPC for TLS; `connect` lets nothing else but this machine be without.
 func (bearer) RequireTransportSecurity() bool { return ca != "" }
 
-// patiently repeats a call while the service asks for it: with the same request id it is accepted once.
+// patiently repeats a call while the service is busy, or its own deadline passes: with the same request id it is
+// accepted once.
 func patiently(call func() error) error {
 	for tries := 1; ; tries++ {
 		err := call()
 		found := status.Convert(err)
-		if found.Code() != codes.Unavailable || len(found.Details()) == 0 || tries == 20 {
+		isBusy := found.Code() == codes.Unavailable || found.Code() == codes.DeadlineExceeded
+		if !isBusy || len(found.Details()) == 0 || tries == 20 {
 			return err
 		}
 		time.Sleep(3 * time.Second)

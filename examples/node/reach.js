@@ -38,13 +38,14 @@ export async function connect() {
   });
 }
 
-// The service asks for another try while it is busy: what is sent again with the same request id is accepted once.
+// While the service is busy it asks for another try, or its own deadline passes: what is sent again with the same request id is accepted once.
 export async function patiently(call) {
   for (let tries = 1; ; tries++) {
     try {
       return await call();
     } catch (error) {
-      const isAsked = error instanceof ConnectError && error.code === Code.Unavailable && error.details.length > 0;
+      const isBusy = [Code.Unavailable, Code.DeadlineExceeded].includes(error.code);
+      const isAsked = error instanceof ConnectError && isBusy && error.details.length > 0;
       if (!isAsked || tries === 20) throw error;
       await sleep(3000);
     }

@@ -196,6 +196,30 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     assert [line for line in done.stderr.splitlines() if "shardyard.service" in line] == []
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_unit_exposes_little_by_systemds_own_measure() -> None:
+    unit = DEPLOY / "systemd" / "shardyard.service"
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=40", "--no-pager", unit]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd is older than 250")
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    command = ["hadolint", DEPLOY / "docker" / "Dockerfile"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing_in_the_example_for_curl() -> None:
+    command = ["shellcheck", ROOT / "examples" / "curl" / "finetune.sh"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("manifest", OBJECTS, ids=lambda each: f"{each['kind']}-{each['metadata']['name']}")
 def test_every_object_follows_the_schema_of_kubernetes(manifest: dict[str, Any]) -> None:
     assert manifest["apiVersion"] and manifest["metadata"]["name"]
