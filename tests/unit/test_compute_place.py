@@ -25,6 +25,8 @@ class Method:
         await asyncio.sleep(0)
         if self._actor.is_gone:
             raise Gone("the actor died\nits trace")
+        if self._actor.is_away:
+            raise TimeoutError
         return self._answer
 
 
@@ -32,7 +34,7 @@ class Actor:
     """Answers every call with its number."""
 
     def __init__(self, number: int) -> None:
-        self.is_gone = False
+        self.is_gone = self.is_away = False
         self.call = Method(self, b"%d" % number)
         self.confinement = Method(self, {"number": number})
 
@@ -77,6 +79,8 @@ async def test_an_actor_that_is_gone_is_replaced_though_nothing_is_asked_of_it()
     starts = Starts()
     place = ComputePlace(starts, gone=Gone, look_s=0.01)
     await place.call(b"")
+    starts.actors[0].is_away = True
+    await asyncio.sleep(0.05)  # A look fails, and the next one comes.
     starts.actors[0].is_gone = True
     async with asyncio.timeout(10):
         while starts.tries < 2:

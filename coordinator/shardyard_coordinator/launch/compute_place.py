@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shardyard_coordinator.launch.agent_server import Unavailable
 from shardyard_coordinator.launch.frames import Header
 
+_log = logging.getLogger(__name__)
 # How often an actor is looked at of which nothing is asked.
 _LOOK_S = 5.0
 
@@ -28,7 +30,6 @@ class ComputePlace:
         self._starting = asyncio.Lock()
         self._beginning = self._begin()
         self._watching = asyncio.create_task(self._watch(look_s))
-        self._watching.add_done_callback(note_error)
 
     async def call(self, payload: bytes) -> bytes:
         """Passes a call to the actor. Raises: Unavailable if there is no actor, or if it is gone."""
@@ -53,7 +54,10 @@ class ComputePlace:
         """Replaces an actor that is gone before it is asked: ranks start from its processes, too."""
         while True:
             await asyncio.sleep(look_s)
-            await self.confinement()
+            try:
+                await self.confinement()
+            except Exception as error:  # The edge: whatever Ray raises while it is away, the next look comes.
+                _log.info("the compute actor cannot be looked at: %s", error)
 
     def _begin(self) -> asyncio.Task[Any]:
         beginning = asyncio.create_task(self._living())
