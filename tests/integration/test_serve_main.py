@@ -34,7 +34,7 @@ def test_it_serves_and_says_where(coordinator: tuple[subprocess.Popen[str], str,
     process, address, folder = coordinator
     record = json.loads((folder / "coordinator.json").read_text())
     ticks = int(Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
-    assert record == {"pid": process.pid, "start_ticks": ticks, "address": address}
+    assert record == {"pid": process.pid, "start_ticks": ticks, "address": address, "projects": ["default"]}
     with grpc.insecure_channel(address) as channel:
         stub = job_service_pb2_grpc.JobServiceStub(channel)
         assert not stub.ListJobs(job_service_pb2.ListJobsRequest(parent="projects/default"), timeout=10).jobs
