@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from shardyard.job_types import MemoryPlan, TimePlan
+from shardyard.plan_types import MemoryPlan, TimePlan
 
 __all__ = [
     "ChoosingAssumptions",

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from shardyard.access_types import *  # noqa: F403 - one name for users, five files.
+from shardyard.access_types import *  # noqa: F403 - one name for users, six files.
 from shardyard.choosing_types import *  # noqa: F403
 from shardyard.job_types import *  # noqa: F403
+from shardyard.plan_types import *  # noqa: F403
 from shardyard.webhook_types import *  # noqa: F403
 
 

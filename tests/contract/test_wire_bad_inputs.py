@@ -15,12 +15,15 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2
 
-from helpers.bad_inputs import ROWS, STORY, classification, submission
+from helpers import bad_calls, bad_inputs
+from helpers.bad_inputs import STORY, classification, submission
 from helpers.service import PARENT, Service, refused, serving
 from helpers.uploads import send_dataset
 from shardyard.v1 import job_pb2
 from shardyard.v1 import job_service_pb2 as jobs
 from shardyard.v1 import model_service_pb2 as models
+
+ROWS = bad_inputs.ROWS | bad_calls.ROWS
 
 
 @pytest.fixture(scope="module")

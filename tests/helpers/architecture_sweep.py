@@ -26,8 +26,9 @@ from shardyard_trainer.answering.infer import embed, predict
 from shardyard_trainer.answering.inspect import inspect_model
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.base import HuggingFaceModule, Prepared, build_module
+from shardyard_trainer.tasks.base import Prepared, build_module
 from shardyard_trainer.tasks.ingredients import prepare
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.training.export import export_model
 
 _SHORT, _LONG = "the quick fox", "the quick brown fox jumps over a lazy dog while seven small grey birds sing"

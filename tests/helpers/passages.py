@@ -12,7 +12,7 @@ import torch
 from helpers.chats import write_lines
 from helpers.small_specs import parse
 from shardyard.v1 import spec_pb2
-from shardyard_trainer.tasks.base import ModuleOutput
+from shardyard_trainer.tasks.module import ModuleOutput
 
 ANSWERS = ("this {} is very good", "that {} is not bad", "the {} is cute", "my {} is good")
 OTHERS = ("a {} runs", "my {} sleeps", "the {} eats", "hello, {}", "that {} runs")

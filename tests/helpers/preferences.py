@@ -13,7 +13,7 @@ from helpers.chats import ANSWERS, write_lines
 from helpers.small_specs import parse
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import ModuleOutput
+from shardyard_trainer.tasks.module import ModuleOutput
 
 BAD = ("I do not know.", "no", "Ask somebody else, please.")
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers.plan_requests import ask
 from helpers.small_specs import sentences
-from shardyard_trainer.tasks.base import ModuleOutput
+from shardyard_trainer.tasks.module import ModuleOutput
 
 KINDS = ("pairs", "triplets", "scored")
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -26,7 +26,8 @@ from shardyard_trainer.data.labels import SINGLE_LABEL
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, sum_of
 from shardyard_trainer.inputs.tagged import IGNORED
 from shardyard_trainer.tasks.adaptation import adapt
-from shardyard_trainer.tasks.base import ModuleOutput, TaskModule, compute_again
+from shardyard_trainer.tasks.base import compute_again
+from shardyard_trainer.tasks.module import ModuleOutput, TaskModule
 from shardyard_trainer.tasks.picture_module import PictureModule
 from shardyard_trainer.tasks.token_classification import TokenClassifierModule
 

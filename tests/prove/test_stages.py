@@ -28,8 +28,9 @@ from helpers.trainer_processes import attempt_in, run_to_the_end
 from helpers.trainer_reference import plain_losses
 from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
-from shardyard_trainer.tasks.base import HuggingFaceModule, Prepared, build_module
+from shardyard_trainer.tasks.base import Prepared, build_module
 from shardyard_trainer.tasks.ingredients import prepare
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.training.config import train_config
 
 STEPS = 30

@@ -15,7 +15,8 @@ from helpers.trainer_tasks import tiny_tagger
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.tasks.adaptation import adapt, layers_of, merged, num_layers_frozen, save_adapter
-from shardyard_trainer.tasks.base import HuggingFaceModule, compute_again
+from shardyard_trainer.tasks.base import compute_again
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 1}

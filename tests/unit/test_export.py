@@ -26,10 +26,10 @@ from shardyard_trainer.inputs.text import TextInputs
 from shardyard_trainer.inputs.tokenization import encode, ensure_pad, prepare
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks import table
-from shardyard_trainer.tasks.base import HuggingFaceModule
 from shardyard_trainer.tasks.causal_lm import CausalLmModule as CausalLm
 from shardyard_trainer.tasks.heads import TextClassifier
 from shardyard_trainer.tasks.masked_lm import MaskedLmModule as MaskedLm
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.training.export import dry_run, export_model
 
 SINGLE = spec_pb2.TextClassification.PROBLEM_SINGLE_LABEL

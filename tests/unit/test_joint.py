@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import ModuleOutput
 from shardyard_trainer.tasks.embedder import PairLoss
+from shardyard_trainer.tasks.module import ModuleOutput
 from shardyard_trainer.training.gang import Gang
 from shardyard_trainer.training.joint import Part, joint_losses
 

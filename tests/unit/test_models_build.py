@@ -20,8 +20,9 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.models.hub import resolve_hub
-from shardyard_trainer.tasks.base import HuggingFaceModule, Prepared, build_module
+from shardyard_trainer.tasks.base import Prepared, build_module
 from shardyard_trainer.tasks.ingredients import prepare
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 _SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),

@@ -15,7 +15,7 @@ from helpers.small_pictures import write_folders
 from shardyard.v1 import spec_pb2
 from shardyard_trainer.planning.activations import attention_bytes, kept_bytes
 from shardyard_trainer.tasks.adaptation import adapt, num_layers_frozen
-from shardyard_trainer.tasks.base import HuggingFaceModule
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.tasks.picture_module import Kept
 
 WIDTH, HEADS, LAYERS, LENGTH = 64, 4, 2, 96

@@ -22,8 +22,9 @@ from shardyard.v1 import spec_pb2
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import SampleRef
 from shardyard_trainer.planning.plan import plan
-from shardyard_trainer.tasks.base import ModuleOutput, build_module
+from shardyard_trainer.tasks.base import build_module
 from shardyard_trainer.tasks.ingredients import prepare
+from shardyard_trainer.tasks.module import ModuleOutput
 
 NAME = "projects/default/models/bert"
 PAIRS = [

@@ -14,25 +14,15 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from shardyard_coordinator.launch.allowed import Folders, FolderWatch
 from shardyard_coordinator.launch.answering import Answering
 from shardyard_coordinator.launch.confine import rank_words
 from shardyard_coordinator.launch.fork_server import WARM as WARM_RANKS
-from shardyard_coordinator.launch.forks import (
-    WALL,
-    Fork,
-    Stopped,
-    StopWatch,
-    WarmProcess,
-    WarmProcessGone,
-    how_it_failed,
-    rotate,
-)
-from shardyard_coordinator.launch.frames import Header
+from shardyard_coordinator.launch.forks import Fork, WarmProcess, WarmProcessGone, rotate
 from shardyard_coordinator.launch.inherited import without_secrets
-from shardyard_coordinator.launch.protocols import ComputeFailed, ComputeUnavailable, InputFailed
+from shardyard_coordinator.launch.inspection import Inspection, Question, end_quietly
+from shardyard_coordinator.launch.protocols import ComputeUnavailable, InputFailed
 from shardyard_coordinator.launch.secret_files import read_secrets
 from shardyard_coordinator.launch.turns import Caller, TooManyWaiting, Turns
 
@@ -44,12 +34,10 @@ WARM = (
 )
 ANSWERER = "shardyard_trainer.answering.infer:answerer"
 
-_CHECK_S = 0.1
 _BACKOFF_MAX_S = 10.0
 _START_S = 60.0
 _MOST_KEPT = 4
 _KEPT_S = 60.0
-_MEASURED_BYTES = 32 * 1024**2
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +110,7 @@ class ProcessCompute:
         for call in self._calls:
             call.cancel()
         kept, self._kept = [each.fork for each in self._kept.values()], OrderedDict()
-        ends = [self._answering.close(), *(_end_quietly(fork) for fork in kept)]
+        ends = [self._answering.close(), *(end_quietly(fork) for fork in kept)]
         # Forks first, while their parent can still reap them.
         await asyncio.gather(*self._calls, *ends, return_exceptions=True)
         for task in self._tasks:
@@ -149,7 +137,7 @@ class ProcessCompute:
                 has_begun = True
                 # A process that has known a secret is asked nothing else.
                 kept_for = b"" if secrets else route
-                question = _Question(function, request, tuple(secrets))
+                question = Question(function, request, tuple(secrets))
                 return await self._inspect(question, cpu_s=cpu_s, route=kept_for, network=network)
 
         call = asyncio.create_task(turn())
@@ -182,7 +170,7 @@ class ProcessCompute:
         if not call.cancelled():
             call.exception()  # Retrieved here too, in case the caller has left.
 
-    async def _inspect(self, question: _Question, *, cpu_s: float, route: bytes, network: bool) -> bytes:
+    async def _inspect(self, question: Question, *, cpu_s: float, route: bytes, network: bool) -> bytes:
         await self._follow_folders()
         kept = self._take_kept(route)
         how = ""
@@ -190,7 +178,7 @@ class ProcessCompute:
             try:
                 fork = kept or await self._new_fork(network=network)
                 values = await asyncio.to_thread(read_secrets, self._secrets_dir, question.secrets)
-                inspection = _Inspection(fork, question.function, cpu_s, self._size.memory_bytes)
+                inspection = Inspection(fork, question.function, cpu_s, self._size.memory_bytes)
                 answer = await inspection.run(question.request, values)
                 self._keep_fork(fork, route)
                 return answer
@@ -221,7 +209,7 @@ class ProcessCompute:
         for pid, kept in list(self._kept.items()):
             if len(self._kept) > _MOST_KEPT or kept.since_s < older_than_s:
                 del self._kept[pid]
-                task = asyncio.ensure_future(_end_quietly(kept.fork))
+                task = asyncio.ensure_future(end_quietly(kept.fork))
                 self._calls.add(task)
                 task.add_done_callback(self._forget)
 
@@ -302,97 +290,6 @@ class ProcessCompute:
             self._kept.clear()  # They ended with it.
             await warm.close()
         return True
-
-
-class _Question(NamedTuple):
-    """A call of a function, and the names of the secrets that it needs."""
-
-    function: str
-    request: bytes
-    secrets: tuple[str, ...]
-
-
-class _Inspection:
-    """One question to one fork, watched."""
-
-    def __init__(self, fork: Fork, function: str, cpu_s: float, memory_bytes: int) -> None:
-        self._fork = fork
-        self._function = function
-        self._cpu_s = cpu_s
-        self._memory_bytes = memory_bytes
-        self._note: Mapping[str, str] = {}
-        self._over = ""
-        self._idle = False
-        self._stopped = False
-
-    async def run(self, request: bytes, secrets: Mapping[str, str | None]) -> bytes:
-        """Raises: InputFailed, ComputeFailed, ComputeUnavailable, WarmProcessGone. Then the fork is ended."""
-        # Watch before sending: a stopped fork accepts no more than fits into the socket.
-        watch = asyncio.create_task(self._watch())
-        try:
-            asked: Header = {"function": self._function, "cpu_s": self._cpu_s}
-            await self._fork.send(asked | ({"secrets": dict(secrets)} if secrets else {}), request)
-            received = await self._answer()
-        except BaseException:
-            self._fork.kill()
-            await _end_quietly(self._fork)
-            raise
-        finally:
-            watch.cancel()
-        if received is None:
-            raise await self._explanation()
-        header, body = received
-        if header["ok"]:
-            return body
-        await self._fork.end()
-        if header["kind"] == "system":
-            raise ComputeFailed(header["error"])
-        raise InputFailed(how_it_failed(header["kind"]), note=self._note, log=header["error"])
-
-    async def _answer(self) -> tuple[Mapping[str, str], bytes] | None:
-        while (received := await self._fork.receive()) is not None:
-            if "reading" not in received[0]:
-                return received
-            self._note = received[0]["reading"]
-        return None
-
-    async def _watch(self) -> None:
-        """Ends a fork over its memory, one that neither computes nor answers, and one that is stopped."""
-        loop = asyncio.get_running_loop()
-        begin_s, before_s = loop.time(), self._fork.cpu_s()
-        stop = StopWatch(self._fork.pid)
-        while True:
-            await asyncio.sleep(_CHECK_S)
-            if self._fork.own_bytes() > self._memory_bytes + _MEASURED_BYTES:
-                self._over = f"takes more than {self._memory_bytes:,} bytes of memory"
-            elif self._fork.cpu_s() - before_s > self._cpu_s + 1:
-                self._over = f"takes more than {self._cpu_s:g} s"
-            elif loop.time() - begin_s > WALL * self._cpu_s:
-                self._over = f"takes more than {WALL * self._cpu_s:g} s"
-                # A disk or a network that does not answer may do so later.
-                self._idle = self._fork.cpu_s() - before_s < self._cpu_s / 10
-            self._stopped = stop.is_over()
-            if self._over or self._stopped:
-                self._fork.kill()
-                return
-
-    async def _explanation(self) -> InputFailed | ComputeUnavailable | Stopped:
-        """Why the fork ended without an answer."""
-        ending = await self._fork.end()
-        if self._stopped:
-            return Stopped()
-        if self._idle:
-            return ComputeUnavailable(f"{self._function} {self._over} without computing")
-        over = f"takes more than {self._cpu_s:g} s" if ending.words.endswith("SIGXCPU") else self._over
-        return InputFailed(over or f"ends the process that reads it ({ending.words})", note=self._note)
-
-
-async def _end_quietly(fork: Fork) -> bytes:
-    try:
-        await fork.end()
-    except WarmProcessGone:
-        _log.info("fork %s ended with the warm process", fork.pid)
-    return b""
 
 
 def library_settings(threads: int) -> dict[str, str]:

@@ -35,8 +35,9 @@ from shardyard_trainer.planning.plan import checkpoint_bytes, evaluation_steps
 from shardyard_trainer.planning.seen import Seen, count
 from shardyard_trainer.planning.sizing import Sized, size_up
 from shardyard_trainer.tasks import table
-from shardyard_trainer.tasks.base import Footprint, HuggingFaceModule, Output
+from shardyard_trainer.tasks.base import Footprint, Output
 from shardyard_trainer.tasks.ingredients import DEFAULT_HOLDOUT, Ingredients
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.tasks.picture_tasks import DEFAULT_SIDE
 from shardyard_trainer.tasks.texts import DEFAULT_MAX_LENGTH
 

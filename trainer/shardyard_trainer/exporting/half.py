@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from shardyard_trainer.exporting.network import Tensors
 from shardyard_trainer.models.loading import prepare_config, quiet
-from shardyard_trainer.tasks.base import HuggingFaceModule
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 HEAD = "head.safetensors"
 

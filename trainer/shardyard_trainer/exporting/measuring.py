@@ -12,7 +12,8 @@ import torch
 
 from shardyard_trainer.exporting.network import MASK, Compute, Tensors, asking, input_names
 from shardyard_trainer.inputs.base import INSTANCES_AT_ONCE, POSITIONS_AT_ONCE, SampleRef, Samples
-from shardyard_trainer.tasks.base import Graph, HuggingFaceModule, Prepared
+from shardyard_trainer.tasks.base import Graph, Prepared
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 TIMED_SAMPLES = 24
 TIMED_S = 20.0

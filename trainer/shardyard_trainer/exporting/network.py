@@ -16,7 +16,8 @@ from torch import nn
 
 from shardyard_trainer.inputs.base import POSITIONS_AT_ONCE
 from shardyard_trainer.models import architectures
-from shardyard_trainer.tasks.base import Graph, HuggingFaceModule
+from shardyard_trainer.tasks.base import Graph
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 Tensors = Mapping[str, torch.Tensor]
 Compute = Callable[[Tensors], dict[str, torch.Tensor]]

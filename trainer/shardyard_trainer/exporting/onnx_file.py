@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from shardyard_trainer.exporting.network import PICTURES, Tensors
-from shardyard_trainer.tasks.base import Graph, HuggingFaceModule
+from shardyard_trainer.tasks.base import Graph
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"

@@ -13,7 +13,7 @@ import transformers
 
 from shardyard_trainer.models.architectures import dropout_names
 from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
-from shardyard_trainer.tasks.base import HuggingFaceModule
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.tasks.picture_module import Kept
 
 WEIGHT_BYTES, MASK_BYTES = 12, 4

@@ -29,8 +29,9 @@ from shardyard_trainer.planning.statistics import num_shared
 from shardyard_trainer.reading import about, reading
 from shardyard_trainer.tasks import table
 from shardyard_trainer.tasks.adaptation import has_adapters, num_layers_frozen
-from shardyard_trainer.tasks.base import Footprint, HuggingFaceModule, Prepared, build_module
+from shardyard_trainer.tasks.base import Footprint, Prepared, build_module
 from shardyard_trainer.tasks.distillation import FIELD, Lesson, prepare_both
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 PROPOSED_RANK = 8
 """Of the LoRA that is proposed for a job that does not fit."""

@@ -21,7 +21,7 @@ from shardyard.v1 import spec_pb2
 from shardyard_trainer.data.errors import SpecError, listed, nearest, shorten
 
 if TYPE_CHECKING:
-    from shardyard_trainer.tasks.base import HuggingFaceModule
+    from shardyard_trainer.tasks.module import HuggingFaceModule
 
 DEFAULT_RANK = 8
 DEFAULT_ALPHA = 16.0

@@ -13,8 +13,8 @@ import numpy as np
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.questions import QuestionSamples
 from shardyard_trainer.tasks.answer_spans import trimmed
-from shardyard_trainer.tasks.base import ModuleOutput
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import ModuleOutput
 
 THRESHOLD = "no_answer_threshold"
 """The metric that `Predict` reads: no answer is given if its score exceeds the best answer's by more than this."""

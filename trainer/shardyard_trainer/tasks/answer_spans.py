@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from shardyard_trainer.inputs.contexts import ContextCutter
 from shardyard_trainer.inputs.questions import IGNORED
 from shardyard_trainer.models import architectures
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput
 
 
 class Spans(NamedTuple):

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import ModuleOutput
 from shardyard_trainer.tasks.causal_lm import CausalLmModule
 from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, LossLinear, chunked_cross_entropy
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import ModuleOutput
 
 _LONGEST_EXPONENT = 700.0
 

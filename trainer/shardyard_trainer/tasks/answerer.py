@@ -20,8 +20,9 @@ from shardyard_trainer.tasks.answer_explained import Answering, AskedTexts, expl
 from shardyard_trainer.tasks.answer_metrics import threshold_of
 from shardyard_trainer.tasks.answer_spans import best_spans, rest_place, span_logits, trimmed
 from shardyard_trainer.tasks.answers import TextPredictor, refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, violation
+from shardyard_trainer.tasks.base import Explained, Parts, violation
 from shardyard_trainer.tasks.explained import refuse_any, refuse_word
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 DEFAULT_WINDOW, DEFAULT_OVERLAP, DEFAULT_LONGEST, DEFAULT_TOP_K = 384, 128, 30, 5
 _CHARACTER_BYTES = 4

@@ -11,7 +11,8 @@ from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.text import EncodedText, TextInputs
 from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.tasks.base import HuggingFaceModule, violation
+from shardyard_trainer.tasks.base import violation
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 LONGEST = 1024
 """Texts are cut to this many tokens if neither training nor the architecture sets a limit."""

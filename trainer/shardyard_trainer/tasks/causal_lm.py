@@ -24,23 +24,14 @@ from shardyard_trainer.models.generation import end_tokens
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor, refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import (
-    Footprint,
-    Graph,
-    HuggingFaceModule,
-    ModuleOutput,
-    Output,
-    Parts,
-    Scores,
-    Teaching,
-    violation,
-)
+from shardyard_trainer.tasks.base import Footprint, Graph, Output, Parts, Teaching, violation
 from shardyard_trainer.tasks.chat_reader import ChatReader, EncodedPrompt
 from shardyard_trainer.tasks.distances import of_classes
 from shardyard_trainer.tasks.generate import continue_texts
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, LossLinear
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput, Scores
 from shardyard_trainer.tasks.sampling import Sampling, sampling_of
 from shardyard_trainer.tasks.texts import Packing, PreparedPacked, imagine_packed, prepare_packed
 

@@ -20,8 +20,9 @@ from shardyard_trainer.models import architectures
 from shardyard_trainer.models.folder import ModelFolder
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks import table
-from shardyard_trainer.tasks.base import HuggingFaceModule, Prepared, Teachable, Teaching, build_module, has_head
+from shardyard_trainer.tasks.base import Prepared, Teachable, Teaching, build_module, has_head
 from shardyard_trainer.tasks.ingredients import Ingredients, prepare
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 FIELD = "spec.distillation.teacher"
 DEFAULT_TEMPERATURE = 2.0

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardyard_trainer.inputs.sentences import ABSENT
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.vectors import pool
 
 VECTORS = "sentence_embedding"

@@ -25,8 +25,8 @@ from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks import distances
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput, Scores
 from shardyard_trainer.tasks.class_weights import as_tensor
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput, Scores
 from shardyard_trainer.tasks.vectors import pool
 
 

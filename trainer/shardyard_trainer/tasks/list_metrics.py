@@ -13,8 +13,8 @@ import torch
 
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.relevance import RELEVANT, RelevanceSamples
-from shardyard_trainer.tasks.base import ModuleOutput
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import ModuleOutput
 
 CUT = 10
 """The length of the list that the metrics look at."""

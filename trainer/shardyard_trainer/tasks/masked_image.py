@@ -25,19 +25,11 @@ from shardyard_trainer.inputs.pictures import Pictures, load_pictures
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.base import (
-    Footprint,
-    HuggingFaceModule,
-    Output,
-    Parts,
-    TaskWarning,
-    at_once,
-    has_head,
-    violation,
-)
+from shardyard_trainer.tasks.base import Footprint, Output, Parts, TaskWarning, at_once, has_head, violation
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.mask_sizes import choose_masks, fit_stride
 from shardyard_trainer.tasks.masked_image_module import MaskedImageMetrics, MaskedImageModule
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.tasks.picture_tasks import (
     augmentation,
     choose_inputs,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput
 
 
 class MaskedImageModule(HuggingFaceModule):

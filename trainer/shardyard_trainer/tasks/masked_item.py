@@ -21,10 +21,11 @@ from shardyard_trainer.inputs.items import PADDING, ItemInputs
 from shardyard_trainer.inputs.masked_items import MaskedHistories, MaskedTargets, with_mask
 from shardyard_trainer.models import loading
 from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.tasks.base import Footprint, Graph, ModuleOutput, Output
+from shardyard_trainer.tasks.base import Footprint, Graph, Output
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, Ready, imagine_items, prepare_items
 from shardyard_trainer.tasks.masked_lm import MaskedLmModule
+from shardyard_trainer.tasks.module import ModuleOutput
 from shardyard_trainer.tasks.ranking import ranks_of
 from shardyard_trainer.tasks.recommender import Recommender
 

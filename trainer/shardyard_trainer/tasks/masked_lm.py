@@ -23,21 +23,11 @@ from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor
-from shardyard_trainer.tasks.base import (
-    Footprint,
-    Graph,
-    HuggingFaceModule,
-    ModuleOutput,
-    Output,
-    Parts,
-    Scores,
-    Teaching,
-    at_once,
-    violation,
-)
+from shardyard_trainer.tasks.base import Footprint, Graph, Output, Parts, Teaching, at_once, violation
 from shardyard_trainer.tasks.distances import of_classes
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput, Scores
 from shardyard_trainer.tasks.texts import Packing, PreparedPacked, imagine_packed, prepare_packed
 
 DEFAULT_MASK_PROBABILITY = 0.15

@@ -10,7 +10,8 @@ import torch
 
 from shardyard_trainer.data.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, LabelSchema
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import ModuleOutput, TaskWarning, WriteBatch
+from shardyard_trainer.tasks.base import TaskWarning, WriteBatch
+from shardyard_trainer.tasks.module import ModuleOutput
 
 
 class LossSum:

@@ -20,8 +20,9 @@ from shardyard_trainer.inputs.image import EncodedPicture, ImageInputs, complain
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.loading import number_parameter
 from shardyard_trainer.tasks.answers import classification, classification_bytes, refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.base import Explained, Parts, at_once, violation
 from shardyard_trainer.tasks.explained import refuse_name, refuse_word
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 
 @dataclasses.dataclass(frozen=True)

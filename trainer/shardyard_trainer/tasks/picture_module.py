@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from shardyard_trainer.data.labels import MULTI_LABEL
 from shardyard_trainer.models.loading import number_parameter
 from shardyard_trainer.tasks import distances
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput, Scores
 from shardyard_trainer.tasks.metrics import ClassificationMetrics
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput, Scores
 
 _TOP = 5
 

@@ -19,8 +19,8 @@ from shardyard_trainer.models.loading import LOADING_ERRORS, quiet
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.plain_words import in_plain_words
 from shardyard_trainer.tasks.adaptation import adapt
-from shardyard_trainer.tasks.base import HuggingFaceModule
 from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.tasks.picture_module import Kept
 
 DEFAULT_SIDE = 224

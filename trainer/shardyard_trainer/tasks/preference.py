@@ -28,11 +28,12 @@ from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks import instruction
-from shardyard_trainer.tasks.base import Footprint, ModuleOutput, Output
+from shardyard_trainer.tasks.base import Footprint, Output
 from shardyard_trainer.tasks.causal_lm import CausalLmModule, CausalPredictor
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.losses import IGNORED, LOSS_CHUNK, TokenLossLinear
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import ModuleOutput
 from shardyard_trainer.tasks.texts import PreparedText, Splits
 
 DEFAULT_BETA = 0.1

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.items import PADDING
 from shardyard_trainer.inputs.next_items import TargetSamples
-from shardyard_trainer.tasks.base import ModuleOutput
 from shardyard_trainer.tasks.losses import LOSS_CHUNK, LossLinear
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import ModuleOutput
 
 CUT = 10
 """The length of the list that the metrics look at."""

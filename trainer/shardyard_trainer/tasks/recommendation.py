@@ -18,11 +18,12 @@ from shardyard_trainer.inputs.items import ItemInputs
 from shardyard_trainer.inputs.next_items import HistorySamples
 from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
-from shardyard_trainer.tasks.base import Graph, ModuleOutput, Output
+from shardyard_trainer.tasks.base import Graph, Output
 from shardyard_trainer.tasks.causal_lm import CausalLmModule
 from shardyard_trainer.tasks.ingredients import Ingredients
 from shardyard_trainer.tasks.item_tasks import ROLES, PreparedItems, Reads, imagine_items, prepare_items
 from shardyard_trainer.tasks.losses import IGNORED
+from shardyard_trainer.tasks.module import ModuleOutput
 from shardyard_trainer.tasks.ranking import RankingLinear, losses_and_ranks
 from shardyard_trainer.tasks.recommender import Recommender
 

@@ -16,8 +16,9 @@ from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.items import PADDING, EncodedHistory, ItemInputs
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.answers import refuse_kinds, refuse_parameters
-from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.base import Explained, Parts, at_once, violation
 from shardyard_trainer.tasks.explained import refuse_name, refuse_word
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.tasks.ranking import without_seen
 
 DEFAULT_TOP_K = 10

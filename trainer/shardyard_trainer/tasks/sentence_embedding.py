@@ -26,20 +26,11 @@ from shardyard_trainer.models import architectures, loading
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.tasks.answers import TextPredictor
-from shardyard_trainer.tasks.base import (
-    Footprint,
-    Graph,
-    HuggingFaceModule,
-    Metrics,
-    Output,
-    Parts,
-    TaskWarning,
-    at_once,
-    violation,
-)
+from shardyard_trainer.tasks.base import Footprint, Graph, Metrics, Output, Parts, TaskWarning, at_once, violation
 from shardyard_trainer.tasks.embedder import VECTORS, PairLoss, TextEmbedder
 from shardyard_trainer.tasks.heads import without_pooler
 from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.tasks.texts import (
     DEFAULT_MAX_LENGTH,
     PreparedText,

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from shardyard_trainer.models import architectures
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.losses import IGNORED, SmoothedLinear
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.writing import step
 
 

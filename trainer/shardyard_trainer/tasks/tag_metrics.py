@@ -11,8 +11,8 @@ import numpy as np
 from shardyard_trainer.data.tags import PLAIN, entities
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.tagged import IGNORED, TaggedSamples
-from shardyard_trainer.tasks.base import ModuleOutput
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import ModuleOutput
 
 
 class TagMetrics(LossSum):

@@ -19,8 +19,9 @@ from shardyard_trainer.inputs.words import Window, WordCutter
 from shardyard_trainer.models import architectures
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.answers import TextPredictor, text_of
-from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, at_once, violation
+from shardyard_trainer.tasks.base import Explained, Parts, at_once, violation
 from shardyard_trainer.tasks.explained import blank_of, put_words, refuse_name
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 DEFAULT_OVERLAP = 32
 

@@ -26,14 +26,7 @@ from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
 from shardyard_trainer.models.weights import read_tensors
-from shardyard_trainer.tasks.base import (
-    Footprint,
-    Graph,
-    Output,
-    TaskWarning,
-    Teaching,
-    has_head,
-)
+from shardyard_trainer.tasks.base import Footprint, Graph, Output, TaskWarning, Teaching, has_head
 from shardyard_trainer.tasks.class_weights import find_weights
 from shardyard_trainer.tasks.heads import (
     TextClassifier,

@@ -14,9 +14,10 @@ from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.text import EncodedText
 from shardyard_trainer.tasks import zero_shot
 from shardyard_trainer.tasks.answers import TextPredictor, classification, classification_bytes, text_of
-from shardyard_trainer.tasks.base import Explained, HuggingFaceModule, Parts, at_once
+from shardyard_trainer.tasks.base import Explained, Parts, at_once
 from shardyard_trainer.tasks.explained import blank_of, put_words, refuse_any, refuse_name, refuse_word
 from shardyard_trainer.tasks.heads import head_outputs, outputs_of
+from shardyard_trainer.tasks.module import HuggingFaceModule
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.inputs.sequences import SequenceSamples
-from shardyard_trainer.tasks.base import ModuleOutput, WriteBatch
+from shardyard_trainer.tasks.base import WriteBatch
 from shardyard_trainer.tasks.metrics import LossSum
+from shardyard_trainer.tasks.module import ModuleOutput
 
 _TOKENIZERS = {
     **dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh"),

@@ -17,8 +17,9 @@ from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.generation import end_tokens
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.tasks.answers import TOKEN_BYTES, TextPredictor
-from shardyard_trainer.tasks.base import HuggingFaceModule, Parts, violation
+from shardyard_trainer.tasks.base import Parts, violation
 from shardyard_trainer.tasks.generate import TEXTS_AT_ONCE
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.tasks.sampling import Sampling, sampling_of
 from shardyard_trainer.tasks.writing import step, write_texts
 

@@ -32,21 +32,12 @@ from shardyard_trainer.models import architectures
 from shardyard_trainer.models.door import FolderInvalid
 from shardyard_trainer.models.loaded import Loaded
 from shardyard_trainer.models.sources import ModelChoice
-from shardyard_trainer.tasks.base import (
-    Footprint,
-    Graph,
-    HuggingFaceModule,
-    ModuleOutput,
-    Output,
-    Scores,
-    TaskWarning,
-    Teaching,
-    has_head,
-)
+from shardyard_trainer.tasks.base import Footprint, Graph, Output, TaskWarning, Teaching, has_head
 from shardyard_trainer.tasks.class_weights import as_tensor, find_weights
 from shardyard_trainer.tasks.distances import of_classes
 from shardyard_trainer.tasks.heads import load_with_labels
 from shardyard_trainer.tasks.ingredients import Ingredients
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput, Scores
 from shardyard_trainer.tasks.tag_metrics import TagMetrics
 from shardyard_trainer.tasks.tagger import DEFAULT_OVERLAP, Tagger
 from shardyard_trainer.tasks.texts import (

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import ModuleOutput
 from shardyard_trainer.tasks.embedder import PairLoss, own_ranks
 from shardyard_trainer.tasks.metrics import LossSum, correlations
+from shardyard_trainer.tasks.module import ModuleOutput
 
 SEARCHED_AT_ONCE = 10_000
 """Pairs of the evaluation data among which positives are looked for; more are taken in stretches of as many."""

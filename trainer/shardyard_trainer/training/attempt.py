@@ -14,8 +14,9 @@ import torch
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.claim import check_storage
-from shardyard_trainer.tasks.base import Prepared, TaskModule
+from shardyard_trainer.tasks.base import Prepared
 from shardyard_trainer.tasks.distillation import Lesson
+from shardyard_trainer.tasks.module import TaskModule
 from shardyard_trainer.training.batches import Batches
 from shardyard_trainer.training.before import compare_with_before
 from shardyard_trainer.training.checkpoint import Checkpoints, RunState

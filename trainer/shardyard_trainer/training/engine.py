@@ -23,7 +23,8 @@ from torch import nn
 
 from shardyard_trainer.inputs.base import MicroBatch, seed_for
 from shardyard_trainer.planning.deepspeed_config import deepspeed_config
-from shardyard_trainer.tasks.base import ModuleOutput, TaskModule, WriteBatch
+from shardyard_trainer.tasks.base import WriteBatch
+from shardyard_trainer.tasks.module import ModuleOutput, TaskModule
 from shardyard_trainer.training.config import TrainConfig
 from shardyard_trainer.training.gang import Gang, keep_to_loopback, rendezvous_method
 from shardyard_trainer.training.joint import Part, joint_losses

@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from shardyard_trainer.inputs.base import MicroBatch, SampleRef, Samples
-from shardyard_trainer.tasks.base import Metrics, ModuleOutput, Prepared, WriteBatch
+from shardyard_trainer.tasks.base import Metrics, Prepared, WriteBatch
+from shardyard_trainer.tasks.module import ModuleOutput
 from shardyard_trainer.training.context import Context
 
 

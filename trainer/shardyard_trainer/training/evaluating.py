@@ -14,7 +14,8 @@ import torch
 
 from shardyard.worker.v1 import worker_pb2
 from shardyard_trainer.inputs.base import MicroBatch, Samples
-from shardyard_trainer.tasks.base import ModuleOutput, Prepared, TaskModule, WriteBatch
+from shardyard_trainer.tasks.base import Prepared, WriteBatch
+from shardyard_trainer.tasks.module import ModuleOutput, TaskModule
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.evaluate import evaluate, evaluation_order
 from shardyard_trainer.training.gang import Gang

@@ -32,7 +32,8 @@ from shardyard_trainer.models.generation import generation_settings
 from shardyard_trainer.models.loading import number_parameter, quiet
 from shardyard_trainer.models.weights import read_header
 from shardyard_trainer.tasks.adaptation import has_adapters, merged, save_adapter
-from shardyard_trainer.tasks.base import HuggingFaceModule, Predictor, Prepared, TaskModule, build_module
+from shardyard_trainer.tasks.base import Predictor, Prepared, build_module
+from shardyard_trainer.tasks.module import HuggingFaceModule, TaskModule
 from shardyard_trainer.tasks.opening import open_model
 from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.model_card import Subject, model_card

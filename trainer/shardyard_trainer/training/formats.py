@@ -18,7 +18,8 @@ from shardyard_trainer.exporting.measuring import Measured
 from shardyard_trainer.failures import RunFailed, storage_failure
 from shardyard_trainer.models.door import Folder, open_folder
 from shardyard_trainer.tasks import model_evaluation
-from shardyard_trainer.tasks.base import Exportable, HuggingFaceModule, Prepared, build_module
+from shardyard_trainer.tasks.base import Exportable, Prepared, build_module
+from shardyard_trainer.tasks.module import HuggingFaceModule
 from shardyard_trainer.training.config import resolved_spec
 from shardyard_trainer.training.context import Context
 from shardyard_trainer.training.engine import COLLECTIVE_TIMEOUT

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from shardyard_trainer.inputs.base import MicroBatch
-from shardyard_trainer.tasks.base import JointLoss, ModuleOutput
+from shardyard_trainer.tasks.module import JointLoss, ModuleOutput
 from shardyard_trainer.training.gang import Gang
 
 Forward = Callable[[MicroBatch], ModuleOutput]

@@ -10,8 +10,8 @@ from torch import nn
 
 from shardyard_trainer.inputs.base import MicroBatch
 from shardyard_trainer.models.folder import TORCH_HUB_TYPES
-from shardyard_trainer.tasks.base import HuggingFaceModule, ModuleOutput
 from shardyard_trainer.tasks.distillation import Lesson
+from shardyard_trainer.tasks.module import HuggingFaceModule, ModuleOutput
 
 
 class Teacher:
