@@ -16,6 +16,7 @@ from shardyard_coordinator.serve.parts import Parts
 from shardyard_coordinator.serve.submit import Submitter
 from shardyard_coordinator.store import jobs, resources
 
+_Request = model_service_pb2.ExportModelRequest | model_service_pb2.CopyModelRequest
 _EXPORT = (("job.spec.model_export.", ""), ("job.spec.model.model", "model"), ("job.spec.model", "model"))
 _COPY = (("job.spec.model_copy.", ""), ("job.spec.model.model", "name"), ("job.spec.model", "name"))
 """Fields of the job that is composed, and those of the request that they come from."""
@@ -31,18 +32,11 @@ class Exports:
     async def export(self, request: model_service_pb2.ExportModelRequest, call: Call) -> job_pb2.Job:
         """Submits the job. Raises: Refused with the fields of this request."""
         name = self._parts.name("model", request.model)
-        composed = job_service_pb2.CreateJobRequest(
-            parent=f"projects/{name.project}", request_id=request.request_id, job=job_pb2.Job(spec=_spec(request))
-        )
-        if request.HasField("job_id"):
-            composed.job_id = request.job_id
+        spec = _spec(request)
         if not request.HasField("data"):
             data = await self._parts.store.read(lambda conn: _data_of_training(conn, name.project, name.id))
-            composed.job.spec.model_export.data.CopyFrom(data)
-        try:
-            return await self._submitter.create(composed, call)
-        except Refused as refused:
-            raise _said_here(refused, _EXPORT) from None
+            spec.model_export.data.CopyFrom(data)
+        return await self._submit(spec, name.project, request, call, _EXPORT)
 
     async def copy(self, request: model_service_pb2.CopyModelRequest, call: Call) -> job_pb2.Job:
         """Submits the job that copies the model to an object store. Raises: Refused with the fields of this request."""
@@ -51,15 +45,21 @@ class Exports:
             model_copy=spec_pb2.ModelCopy(uri=request.uri, format=request.format),
             model=spec_pb2.ModelSource(model=request.name),
         )
+        return await self._submit(spec, name.project, request, call, _COPY)
+
+    async def _submit(
+        self, spec: spec_pb2.JobSpec, project: str, request: _Request, call: Call, fields: Sequence[tuple[str, str]]
+    ) -> job_pb2.Job:
+        """Submits a composed job with the ids of the request that it is for."""
         composed = job_service_pb2.CreateJobRequest(
-            parent=f"projects/{name.project}", request_id=request.request_id, job=job_pb2.Job(spec=spec)
+            parent=f"projects/{project}", request_id=request.request_id, job=job_pb2.Job(spec=spec)
         )
         if request.HasField("job_id"):
             composed.job_id = request.job_id
         try:
             return await self._submitter.create(composed, call)
         except Refused as refused:
-            raise _said_here(refused, _COPY) from None
+            raise _said_here(refused, fields) from None
 
 
 def _spec(request: model_service_pb2.ExportModelRequest) -> spec_pb2.JobSpec:

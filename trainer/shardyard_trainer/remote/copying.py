@@ -22,8 +22,9 @@ from shardyard_trainer.remote.faults import EXISTS, UNREACHABLE, ObjectChanged, 
 from shardyard_trainer.remote.listing import check_names
 from shardyard_trainer.remote.notes import Notes, open_notes
 from shardyard_trainer.remote.secrets import Keys, keys_of
-from shardyard_trainer.remote.sending import PART_BYTES, LocalFile, Sending, all_of
+from shardyard_trainer.remote.sending import PART_BYTES, LocalFile, Sending
 from shardyard_trainer.remote.store import Object, Store, session
+from shardyard_trainer.remote.workers import all_of
 
 MANIFEST = "shardyard-manifest.json"
 MOST_FILES = 10_000

@@ -21,6 +21,7 @@ from shardyard_trainer.remote.faults import UNREACHABLE, ObjectChanged, in_words
 from shardyard_trainer.remote.listing import MOST_OBJECTS, Listing, list_objects
 from shardyard_trainer.remote.secrets import Keys, keys_of, token_of
 from shardyard_trainer.remote.store import Object, Store, session
+from shardyard_trainer.remote.workers import all_of
 
 Secrets = Mapping[str, str | None]
 
@@ -132,13 +133,7 @@ class _Fetch:
                 if self._is_over():  # Asked afterwards: each call comes forward, however slow the list was.
                     return
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(_AT_ONCE, len(waiting))):
-                    group.create_task(work())
-        except ExceptionGroup as several:
-            first = several.exceptions[0]
-            raise first from first.__cause__  # Which has the store's code.
+        await all_of(work, min(_AT_ONCE, len(waiting)))
 
     async def _fetch_one(self, store: Store, name: str, wanted: Object) -> None:
         try:

@@ -16,6 +16,7 @@ from shardyard_trainer.remote.download import OutOfTime
 from shardyard_trainer.remote.faults import EXISTS, UNREACHABLE, ObjectTaken, is_conflict
 from shardyard_trainer.remote.notes import LargeFile, Notes
 from shardyard_trainer.remote.store import CHUNK_BYTES, Object, Store
+from shardyard_trainer.remote.workers import all_of
 
 PART_BYTES = 16 * 2**20
 
@@ -224,17 +225,6 @@ class Sending:
     def _later(self, file: LocalFile, why: str) -> SpecError:
         text = f"`s3://{self._bucket}/{shorten(file.key)}` cannot be written: {why}; try again"
         return SpecError(self._field, UNREACHABLE, text)
-
-
-async def all_of(work: Callable[[], object], count: int) -> None:
-    """Runs as many of the same worker; raises the first error, once all have ended."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                group.create_task(work())  # type: ignore[arg-type]
-    except BaseExceptionGroup as several:
-        first = several.exceptions[0]
-        raise first from first.__cause__  # Which has the store's code.
 
 
 def _parts(source: BinaryIO, file: LocalFile) -> Iterator[bytes]:
